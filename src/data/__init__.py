@@ -1,0 +1,111 @@
+"""Data for a run: `build_test_sets` and `train_batches`, from the options to uint8 batches."""
+
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from data import benchmark, demo, div2k
+from data.srdata import ImageSet, TestSet, TrainSet, cached, pair_up
+from errors import UserError
+
+
+def build_train_set(args) -> TrainSet:
+    """The training patches of all sets in --data_train.
+
+    Raises:
+        UserError: for missing folders and for images that cannot be used.
+    """
+    sets = []
+    for name in args.data_train:
+        root = Path(args.dir_data) / name
+        hr_paths, lr_folder = div2k.locate(root)
+        # The default range is DIV2K's: a smaller set simply has fewer images, but a range that was given is meant.
+        hr_paths = div2k.select(hr_paths, args.data_range[0], complete="data_range" in args.given)
+        sets.append(_image_set(args, name, root, hr_paths, lr_folder))
+    return TrainSet(
+        sets,
+        scale=args.scale,
+        patch_size=args.patch_size,
+        n_colors=args.n_colors,
+        augment=not args.no_augment,
+        seed=args.seed,
+    )
+
+
+def build_test_sets(args) -> list[TestSet]:
+    """The sets of --data_test, in that order: Demo, a folder of --dir_data/benchmark, or a set in DIV2K's shape.
+
+    Raises:
+        UserError: for missing folders and for images that cannot be used.
+    """
+    sets = []
+    for name in args.data_test:
+        folder, root = Path(args.dir_data) / "benchmark" / name, Path(args.dir_data) / name
+        if name == "Demo":
+            image_set = demo.image_set(Path(args.dir_demo))
+        elif folder.is_dir():
+            image_set = _image_set(args, name, folder, *benchmark.locate(folder))
+        elif root.is_dir():
+            hr_paths, lr_folder = div2k.locate(root)
+            hr_paths = div2k.select(hr_paths, args.data_range[1], complete=True)
+            image_set = _image_set(args, name, root, hr_paths, lr_folder)
+        else:
+            raise UserError(
+                f"--data_test {name}: there is neither {folder} nor {root}: check --dir_data, or drop {name}"
+            )
+        sets.append(TestSet(image_set, scale=args.scale, n_colors=args.n_colors))
+    return sets
+
+
+def train_batches(
+    train_set: TrainSet, *, batch_size: int, n_threads: int, first: int = 0, pin_memory: bool = False
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
+    """Batches number `first`, `first` + 1, … without end: (lr, hr, names), uint8 (N, C, p/scale, p/scale), (N, C, p, p).
+
+    Batch b holds the samples b * batch_size and on. Loaded ahead by `n_threads` processes, no more than there are
+    cores; 0 loads in this one. Closing the iterator ends the processes.
+    """
+    numbers = (range(b * batch_size, (b + 1) * batch_size) for b in itertools.count(first))
+    loader = DataLoader(
+        train_set,
+        batch_sampler=numbers,
+        num_workers=min(n_threads, usable_cores()),
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_parent,
+    )
+    batches = iter(loader)
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except UserError as error:
+                # A worker's exception arrives with its traceback in the message; its last line is the message itself.
+                raise UserError(str(error).strip().splitlines()[-1].removeprefix("errors.UserError: ")) from None
+            yield batch
+    finally:
+        del batches
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    # A Ctrl-C in the terminal, or a scheduler's SIGTERM, reaches the workers too. The parent ends them when it has
+    # saved its state; a worker that dies first would look like a failure.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _image_set(args, name: str, root: Path, hr_paths: list[Path], lr_folder: Path) -> ImageSet:
+    n_threads = max(args.n_threads, 1)
+    image_set = ImageSet(name, pair_up(hr_paths, lr_folder, args.scale, n_threads))
+    if args.ext == "img":
+        return image_set
+    return cached(image_set, root, reset=args.ext == "sep_reset", n_threads=n_threads)

@@ -1,0 +1,18 @@
+"""A user's own images, right in --dir_demo, to be upscaled: there is no HR, so there are no scores."""
+
+from pathlib import Path
+
+from data.div2k import files_of
+from data.srdata import ImageSet, Pair
+from errors import UserError
+
+
+def image_set(folder: Path) -> ImageSet:
+    """The images of `folder` as LR images.
+
+    Raises:
+        UserError: if the folder is missing or holds no images.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder: name the folder of your images with --dir_demo")
+    return ImageSet("Demo", [Pair(path.stem, path, None) for path in files_of(folder)])

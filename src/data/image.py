@@ -1,0 +1,132 @@
+"""Image files: decoded to one form, written, and cached as memory-mapped .npy.
+
+Every image becomes uint8 (H, W, C), C = 1 (gray) or 3 (RGB):
+
+- palette and other colour models are turned to RGB; black-and-white is gray with 0 and 255;
+- alpha is dropped: the stored colours count, nothing is blended;
+- of 16-bit values the high byte is taken (value // 256);
+- the EXIF orientation is ignored; of several frames the first is taken.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from errors import UserError
+from utility import atomic_path
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files right in `folder`, by name; hidden files are passed over."""
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
+
+
+@contextmanager
+def _readable(path: Path):
+    """Opens `path` with Pillow; whatever Pillow says about a broken file becomes one line that names it."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such image") from None
+    except MemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise many types for a broken file: OSError, SyntaxError, struct.error …
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path}: cannot be decoded ({reason}): replace the file, or remove it together with its LR/HR partner"
+        ) from None
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(height, width) from the file's header alone.
+
+    Raises:
+        UserError: if the file is missing or no image.
+    """
+    with _readable(path) as image:
+        return image.height, image.width
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decodes an image file into uint8 (H, W, C) as this module's docstring says.
+
+    Raises:
+        UserError: if the file is missing, broken, or holds floating-point values.
+    """
+    with _readable(path) as image:
+        if image.mode == "F":
+            raise ValueError("floating-point pixels, expected 8 or 16 bits")
+        if image.mode.startswith("I"):
+            pixels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        else:
+            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
+    return pixels.reshape(pixels.shape[0], pixels.shape[1], -1)
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Writes uint8 (H, W, C), C = 1 or 3, as PNG, atomically."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def cache_path(root: Path, image: Path) -> Path:
+    """Where the decoded copy of an image of the set at `root` lies: root/bin/<path below root>.npy."""
+    return root / "bin" / image.relative_to(root).with_name(image.name + ".npy")
+
+
+def is_fresh(cache: Path, image: Path) -> bool:
+    """Whether the decoded copy is there and no older than its image."""
+    try:
+        return cache.stat().st_mtime_ns >= image.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+
+
+def convert(image: Path, cache: Path) -> None:
+    """Decodes `image` into `cache`. Atomic: several processes may do the same at once, and a killed one leaves no
+    half-written copy under the final name."""
+    pixels = read_image(image)
+    with atomic_path(cache) as temporary, open(temporary, "wb") as file:
+        np.save(file, pixels, allow_pickle=False)
+
+
+def open_cached(cache: Path) -> np.ndarray:
+    """The decoded copy as a read-only memory map, uint8 (H, W, C): slicing it reads only that part of the file.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    try:
+        pixels = np.load(cache, mmap_mode="r", allow_pickle=False)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+            raise ValueError(f"{pixels.dtype} of shape {pixels.shape}, expected uint8 (H, W, 1 or 3)")
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{cache}: is no decoded image ({reason}): make it anew with --ext sep_reset") from None
+    return pixels
+
+
+def for_each(function, items: list, *, n_threads: int, title: str) -> None:
+    """Calls function(item) for all items on `n_threads` threads (decoding releases the GIL), with a progress bar.
+
+    The first exception ends it; calls that have not started are dropped.
+    """
+    pool = ThreadPoolExecutor(max(1, n_threads))
+    try:
+        futures = [pool.submit(function, item) for item in items]
+        for future in tqdm(futures, desc=title, unit="image", disable=None, leave=False):
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,219 @@
+"""Pairs of LR and HR images, and the two data sets made of them: random patches to train on, whole images to test.
+
+Samples stay uint8 until they are on the device. What a training sample is depends on its number and the seed alone,
+never on who loads it or when, so any number of workers gives the same batches and a run can go on at any batch.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data import image as files
+from data import resize
+from errors import UserError
+from metrics import rgb_to_y
+
+log = logging.getLogger("krgn")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image of a set: `hr` is None for images without ground truth."""
+
+    name: str
+    lr: Path
+    hr: Path | None
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Named pairs; `cache_root` is the set's folder if its decoded copies are used, None if files are decoded."""
+
+    name: str
+    pairs: list[Pair]
+    cache_root: Path | None = None
+
+    def open(self, path: Path) -> np.ndarray:
+        """The pixels of one of the set's files, uint8 (H, W, C)."""
+        if self.cache_root is None:
+            return files.read_image(path)
+        return files.open_cached(files.cache_path(self.cache_root, path))
+
+
+def pair_up(hr_paths: list[Path], lr_folder: Path, scale: int, n_threads: int) -> list[Pair]:
+    """Pairs HR images `name.png` with `lr_folder`/X4/`namex4.png`, checks their sizes, and makes missing LR images.
+
+    LR images that are missing are made from HR with MATLAB's bicubic recipe (`resize`), once, with a line in the log.
+
+    Raises:
+        UserError: for a pair whose sizes do not fit, an unreadable file, or an LR folder that cannot be written.
+    """
+    folder = lr_folder / f"X{scale}"
+    there = {path.stem: path for path in files.list_images(folder)} if folder.is_dir() else {}
+    pairs = []
+    for path in hr_paths:
+        name = f"{path.stem}x{scale}"
+        pairs.append(Pair(path.stem, there.get(name, folder / f"{name}.png"), path))
+
+    missing = [pair for pair in pairs if not pair.lr.exists()]
+    if missing:
+        log.info("%s: making %d missing LR images (MATLAB bicubic, x%d) from HR", folder, len(missing), scale)
+
+        def make(pair: Pair) -> None:
+            pixels = files.read_image(pair.hr)
+            if min(pixels.shape[:2]) < scale:
+                raise UserError(f"{pair.hr}: {_size(pixels.shape)} pixels are too few for x{scale}: remove the image")
+            files.write_png(pair.lr, resize.downscale(pixels, scale))
+
+        try:
+            files.for_each(make, missing, n_threads=n_threads, title=f"LR x{scale}")
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot write LR images ({error.strerror}): copy the set to a disk that can be written "
+                "and name it with --dir_data, or put the LR images there"
+            ) from None
+
+    for pair in pairs:
+        height, width = files.read_size(pair.hr)
+        lr_size = files.read_size(pair.lr)
+        if lr_size != (height // scale, width // scale):
+            raise UserError(
+                f"{pair.lr}: {_size(lr_size)} pixels do not fit {pair.hr.name}'s {_size((height, width))} at x{scale}: "
+                f"expected {_size((height // scale, width // scale))}; remove the LR image to have it made from HR"
+            )
+    return pairs
+
+
+def cached(image_set: ImageSet, root: Path, *, reset: bool, n_threads: int) -> ImageSet:
+    """The same set, opened through decoded .npy copies below `root`/bin, which are made where missing or outdated.
+
+    With `reset` all of them are made anew. Where they cannot be written the set is returned as it was, with a line
+    in the log.
+    """
+    paths = [path for pair in image_set.pairs for path in (pair.lr, pair.hr)]
+    caches = {path: files.cache_path(root, path) for path in paths}
+    stale = [path for path in paths if reset or not files.is_fresh(caches[path], path)]
+    if stale:
+        try:
+            log.info("%s: decoding %d images into %s", image_set.name, len(stale), root / "bin")
+            files.for_each(
+                lambda path: files.convert(path, caches[path]), stale, n_threads=n_threads, title=image_set.name
+            )
+        except OSError as error:
+            log.warning(
+                "%s: cannot write decoded copies into %s (%s): decoding the images each time, as with --ext img",
+                image_set.name,
+                root / "bin",
+                error.strerror,
+            )
+            return image_set
+    return replace(image_set, cache_root=root)
+
+
+class TrainSet(Dataset):
+    """Aligned random patches. Sample number k (any k >= 0) is a pure function of k and the seed.
+
+    An item is (lr, hr, name): uint8 tensors (n_colors, p/scale, p/scale) and (n_colors, p, p) for HR patches of side
+    p = `patch_size`, and the image's name. Each pass of k over the number of images takes every image once, in an
+    order of its own.
+
+    Raises:
+        UserError: if an image is smaller than a patch.
+    """
+
+    def __init__(
+        self,
+        sets: list[ImageSet],
+        *,
+        scale: int,
+        patch_size: int,
+        n_colors: int = 3,
+        augment: bool = True,
+        seed: int = 1,
+    ):
+        self.images = [(pair, image_set.open) for image_set in sets for pair in image_set.pairs]
+        self.scale, self.patch_size, self.n_colors = scale, patch_size, n_colors
+        self.augment, self.seed = augment, seed
+        for pair, _ in self.images:
+            height, width = files.read_size(pair.hr)
+            if min(height, width) // scale * scale < patch_size:
+                raise UserError(
+                    f"{pair.hr}: {_size((height, width))} pixels are smaller than a patch of {patch_size}: "
+                    "lower --patch_size or remove the image"
+                )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor, str]:
+        turn, position = divmod(k, len(self.images))
+        # A fresh permutation for each pass costs microseconds even for 100,000 images spread over their samples.
+        order = self._order(turn)
+        random = np.random.default_rng((self.seed, 1, k))
+        pair, open_image = self.images[order[position]]
+
+        lr, hr = open_image(pair.lr), open_image(pair.hr)
+        side = self.patch_size // self.scale
+        top = int(random.integers(lr.shape[0] - side + 1))
+        left = int(random.integers(lr.shape[1] - side + 1))
+        turns, mirrored = (int(random.integers(4)), bool(random.integers(2))) if self.augment else (0, False)
+
+        patches = []
+        for pixels, factor in ((lr, 1), (hr, self.scale)):
+            rows = slice(factor * top, factor * (top + side))
+            columns = slice(factor * left, factor * (left + side))
+            patch = np.rot90(pixels[rows, columns], turns)
+            patches.append(to_tensor(patch[:, ::-1] if mirrored else patch, self.n_colors))
+        return *patches, pair.name
+
+    def _order(self, turn: int) -> np.ndarray:
+        if getattr(self, "_turn", None) != turn:
+            self._turn, self._permutation = turn, np.random.default_rng((self.seed, 0, turn)).permutation(len(self))
+        return self._permutation
+
+
+class TestSet(Dataset):
+    """Whole images: an item is (lr, hr, name), uint8 (n_colors, h, w) and (n_colors, scale * h, scale * w).
+
+    HR is cropped to scale times LR's size, from the bottom and the right; it is None where there is no ground truth.
+    """
+
+    __test__ = False  # no test class, whatever pytest thinks of its name
+
+    def __init__(self, image_set: ImageSet, *, scale: int, n_colors: int = 3):
+        self.name, self.pairs, self._open = image_set.name, image_set.pairs, image_set.open
+        self.scale, self.n_colors = scale, n_colors
+
+    @property
+    def scored(self) -> bool:
+        """Whether there is ground truth to score against."""
+        return all(pair.hr is not None for pair in self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None, str]:
+        pair = self.pairs[index]
+        lr = to_tensor(self._open(pair.lr), self.n_colors)
+        if pair.hr is None:
+            return lr, None, pair.name
+        height, width = (self.scale * side for side in lr.shape[1:])
+        return lr, to_tensor(self._open(pair.hr)[:height, :width], self.n_colors), pair.name
+
+
+def to_tensor(pixels: np.ndarray, n_colors: int) -> torch.Tensor:
+    """uint8 (H, W, 1 or 3) -> uint8 (n_colors, H, W): gray is repeated to RGB; RGB becomes luma Y, rounded."""
+    tensor = torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)
+    if n_colors == 3:
+        return tensor.expand(3, -1, -1).contiguous()
+    if tensor.shape[0] == 3:
+        tensor = rgb_to_y(tensor).round().to(torch.uint8)
+    return tensor.contiguous()
+
+
+def _size(shape) -> str:
+    return f"{shape[1]}x{shape[0]}"

@@ -1,0 +1,147 @@
+"""Runs a network over a test set and scores it; what the scores mean is stated in `metrics.py`."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from data.image import write_png
+from data.srdata import TestSet
+from errors import UserError
+from experiment import Experiment
+from metrics import PROTOCOL, psnr_ssim, quantise
+from model import inference
+from model.recalibration import fold
+
+log = logging.getLogger("krgn")
+
+AUTOCAST = {"half": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one set: a row an image, {"image", "PSNR", "SSIM"}; no rows if there is no ground truth."""
+
+    rows: list[dict]
+
+    @property
+    def psnr(self) -> float:
+        """Mean PSNR in dB, NaN without rows."""
+        return self._mean("PSNR")
+
+    @property
+    def ssim(self) -> float:
+        """Mean SSIM, NaN without rows."""
+        return self._mean("SSIM")
+
+    def _mean(self, name: str) -> float:
+        return sum(row[name] for row in self.rows) / len(self.rows) if self.rows else math.nan
+
+
+def to_network(images: torch.Tensor, device: torch.device, rgb_range: float) -> torch.Tensor:
+    """uint8 (N, C, H, W) -> float32 in 0..`rgb_range` on the device, channels last in memory."""
+    images = images.to(device, non_blocking=True).to(torch.float32, memory_format=torch.channels_last)
+    return images * (rgb_range / 255) if rgb_range != 255 else images
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which the network runs for --precision single, half or bf16."""
+    return torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+
+
+def evaluate(
+    network: nn.Module,
+    test_set: TestSet,
+    *,
+    device: torch.device,
+    rgb_range: float = 255,
+    precision: str = "single",
+    chop: bool = False,
+    self_ensemble: bool = False,
+    on_image: Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor | None], None] | None = None,
+) -> Scores:
+    """Upscales every image of the set with the folded network, and scores it where there is ground truth.
+
+    Args:
+        network: in training form or folded; it is not changed.
+        on_image: called with (name, sr, lr, hr) after each image, uint8 (C, H, W) on the CPU, `hr` maybe None.
+    """
+    folded = fold(network).eval()
+
+    def run(image: torch.Tensor) -> torch.Tensor:
+        return inference.chop(folded, image, test_set.scale) if chop else folded(image)
+
+    rows = []
+    # The bar is a context so that it is closed, and its line ended, when a signal arrives.
+    bar = tqdm(range(len(test_set)), desc=f"{test_set.name} x{test_set.scale}", disable=None, leave=False)
+    with torch.inference_mode(), autocast(device, precision), bar:
+        for index in bar:
+            lr, hr, name = test_set[index]
+            image = to_network(lr[None], device, rgb_range)
+            sr = inference.self_ensemble(run, image) if self_ensemble else run(image)
+            sr = quantise(sr[0], rgb_range)
+            if hr is not None:
+                score = psnr_ssim(sr, hr.to(device), test_set.scale)
+                rows.append({"image": name, "PSNR": score[0], "SSIM": score[1]})
+            if on_image is not None:
+                on_image(name, sr.cpu(), lr, hr)
+    return Scores(rows)
+
+
+def protocol(args) -> str:
+    """What was measured and how, in a few words beside every printed score."""
+    inference_mode = "four quadrants" if args.chop else "whole image"
+    return f"{PROTOCOL}; {inference_mode}{', self-ensemble' if args.self_ensemble else ''}"
+
+
+def test(args, network: nn.Module, test_sets: list[TestSet], experiment: Experiment, device: torch.device) -> None:
+    """Tests the network on every set: prints mean scores, writes each image's and the images asked for."""
+    for test_set in test_sets:
+
+        def write(name, sr, lr, hr, set_name=test_set.name):
+            # Without ground truth the images are all there is to be had.
+            images = {"SR": sr} if args.save_results or hr is None else {}
+            if args.save_gt:
+                images |= {"LR": lr} if hr is None else {"LR": lr, "HR": hr}
+            for kind, pixels in images.items():
+                path = experiment.result_path(set_name, name, args.scale, kind)
+                write_image(path, pixels)
+
+        begun = time.perf_counter()
+        scores = evaluate(
+            network,
+            test_set,
+            device=device,
+            rgb_range=args.rgb_range,
+            precision=args.precision,
+            chop=args.chop,
+            self_ensemble=args.self_ensemble,
+            on_image=write,
+        )
+        seconds = time.perf_counter() - begun
+        label = f"{test_set.name} x{args.scale}"
+        if scores.rows:
+            experiment.save_scores(test_set.name, scores.rows)
+            log.info(
+                "%s: PSNR %.3f dB, SSIM %.4f (%s; %d images, %.1f s)",
+                label, scores.psnr, scores.ssim, protocol(args), len(scores.rows), seconds,
+            )  # fmt: skip
+        else:
+            log.info("%s: %d images upscaled, %.1f s, no ground truth to score", label, len(test_set), seconds)
+    log.info("results are in %s", experiment.folder)
+
+
+def write_image(path: Path, pixels: torch.Tensor) -> None:
+    """Writes uint8 (C, H, W) as PNG; UserError if it cannot be written."""
+    try:
+        write_png(path, pixels.permute(1, 2, 0).numpy())
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}): free the disk or name another --dir_experiment"
+        ) from None

@@ -1,0 +1,177 @@
+"""The folder of a run, experiment/<save>/, and everything a run leaves there:
+
+    config.txt                  all options, versions and the git commit of a training run (config_test.txt: of a test)
+    log.txt                     what was printed, with times; a run that goes on appends
+    history.csv, curves.png     losses, rate and scores of each epoch
+    model/model_latest.pt       weights after the last epoch, in training form
+    model/model_best.pt         weights of the epoch with the best PSNR on the first test set
+    model/model_<epoch>.pt, model/state_<epoch>.pt     with --save_models
+    state.pt                    everything `--load` needs to go on
+    scores-<Set>.csv            PSNR and SSIM of each image of a test
+    results-<Set>/<image>_x4_SR.png                    with --save_results
+    .experiment                 says that this program made the folder, and so may delete it
+
+Everything but the log is written atomically: a killed run leaves the old file or the new one.
+"""
+
+import csv
+import io
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+import figures
+from errors import UserError
+from utility import load_tensors, log_to, save_tensors, write_bytes
+
+_MARKER = ".experiment"
+_OURS = (
+    "config.txt", "config_test.txt", "log.txt", "history.csv", "curves.png", "state.pt", "scores-*.csv",
+    "model/*.pt", "results-*/*.png", _MARKER,
+)  # fmt: skip
+
+
+class Experiment:
+    """One run's folder. Nothing is written before `create`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "state.pt"
+
+    def check(self, *, training: bool, reset: bool, load: bool) -> None:
+        """Whether the run may use the folder; called before any work is done, and changes nothing.
+
+        Raises:
+            UserError: if it may not.
+        """
+        name = self.folder.name
+        ours = (self.folder / _MARKER).is_file()
+        if load:
+            if not self.state_path.is_file():
+                raise UserError(
+                    f"--load {name}: {self.state_path} does not exist, so there is nothing to go on with: "
+                    f"check the name, or start the run with --save {name}"
+                )
+            return
+        if not self.folder.exists():
+            return
+        if not ours and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise UserError(f"{self.folder}: was not made by this program, so it is left alone: choose another --save")
+        if training and (self.folder / "config.txt").exists() and not reset:
+            raise UserError(
+                f"{self.folder}: holds a training run: go on with it (--load {name}), "
+                f"start anew (--save {name} --reset deletes it), or choose another --save"
+            )
+
+    def create(self, options: dict, *, training: bool, reset: bool = False) -> None:
+        """Makes the folder, deletes the run in it if `reset`, and writes the configuration; `check` comes first."""
+        if reset:
+            self._delete()
+        try:
+            (self.folder / "model" if training else self.folder).mkdir(parents=True, exist_ok=True)
+            log_to(self.folder / "log.txt")
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be written ({error.strerror}): name another folder with --dir_experiment"
+            ) from None
+        self._write_text(
+            _MARKER, "This folder was made by main.py, whose --reset may delete what main.py wrote in it.\n"
+        )
+        self._write_text("config.txt" if training else "config_test.txt", _configuration(options))
+
+    def _delete(self) -> None:
+        """Deletes what this program writes, by name; anything else in the folder stays, and so does the folder then."""
+        for pattern in _OURS:
+            for path in self.folder.glob(pattern):
+                path.unlink()
+        for folder in [*self.folder.glob("results-*"), self.folder / "model"]:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def save_model(self, checkpoint: dict, name: str) -> None:
+        """Writes a checkpoint as model/model_<name>.pt."""
+        save_tensors(self.folder / "model" / f"model_{name}.pt", checkpoint)
+
+    def save_state(self, state: dict) -> None:
+        """Writes state.pt; the last good one stays until the new one is complete."""
+        save_tensors(self.state_path, state)
+
+    def keep_state(self, epoch: int) -> None:
+        """Keeps the state just saved as that of `epoch`, for --resume."""
+        write_bytes(self.folder / "model" / f"state_{epoch}.pt", self.state_path.read_bytes())
+
+    def load_state(self, epoch: int = 0) -> dict:
+        """The last state, or that of an epoch.
+
+        Raises:
+            UserError: if there is none; for an epoch, with those that exist.
+        """
+        if not epoch:
+            return load_tensors(self.state_path)
+        path = self.folder / "model" / f"state_{epoch}.pt"
+        if not path.exists():
+            kept = sorted(int(found.stem.split("_")[1]) for found in path.parent.glob("state_*.pt"))
+            there = (
+                f"epochs {', '.join(map(str, kept))} were kept" if kept else "none was kept (--save_models keeps them)"
+            )
+            raise UserError(f"--resume {epoch}: {path} does not exist; {there}: give one of those, or no --resume")
+        return load_tensors(path)
+
+    def save_history(self, history: list[dict]) -> None:
+        """Writes history.csv, a row an epoch, and draws the curves."""
+        self._write_csv("history.csv", history)
+        write_bytes(self.folder / "curves.png", figures.curves(history))
+
+    def save_scores(self, set_name: str, rows: list[dict]) -> None:
+        """Writes scores-<Set>.csv, a row an image."""
+        self._write_csv(f"scores-{set_name}.csv", rows)
+
+    def result_path(self, set_name: str, image: str, scale: int, kind: str) -> Path:
+        """Where an image of a test goes: results-<Set>/<image>_x<scale>_<kind>.png."""
+        return self.folder / f"results-{set_name}" / f"{image}_x{scale}_{kind}.png"
+
+    def _write_csv(self, name: str, rows: list[dict]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+        self._write_text(name, text.getvalue())
+
+    def _write_text(self, name: str, text: str) -> None:
+        write_bytes(self.folder / name, text.encode())
+
+
+def git_commit() -> str:
+    """The commit of this code, with "+" if files were changed since; "unknown" outside a git checkout."""
+    try:
+        said = [
+            subprocess.run(
+                ["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return said[0] + ("+" if said[1] else "")
+
+
+def _configuration(options: dict) -> str:
+    versions = {"python": platform.python_version(), "git commit": git_commit()}
+    for package in ("torch", "numpy", "pillow"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    if torch.cuda.is_available():
+        versions["GPU"] = torch.cuda.get_device_name()
+    lines = [f"command: {' '.join(sys.argv)}", ""]
+    lines += [f"{name}: {value}" for name, value in options.items()] + [""]
+    lines += [f"{name}: {value}" for name, value in versions.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,74 @@
+"""The measuring protocol of published super-resolution scores; it is stated here and nowhere else.
+
+1. The network's output is clamped to its value range, scaled to 0..255 and rounded to uint8 (`quantise`).
+2. Both images are turned to luma Y, ITU-R BT.601 in the range 16..235, not rounded (`rgb_to_y`). An image of one
+   channel is Y already.
+3. `scale` pixels are shaved from every border.
+4. PSNR = 10 log10(255^2 / MSE). SSIM (Wang et al. 2004) has an 11x11 Gaussian window with sigma 1.5, population
+   covariance, data range 255, and is averaged over the positions where the whole window fits.
+
+All arithmetic is float64.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+PROTOCOL = "Y channel (BT.601), uint8-rounded, scale pixels shaved"
+
+_WINDOW, _SIGMA = 11, 1.5
+_C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+
+def quantise(image: torch.Tensor, rgb_range: float = 255) -> torch.Tensor:
+    """Float image in 0..`rgb_range` (any shape) -> uint8 in 0..255: clamped, rounded half to even."""
+    return (image.float() * (255 / rgb_range)).clamp(0, 255).round().to(torch.uint8)
+
+
+def rgb_to_y(image: torch.Tensor) -> torch.Tensor:
+    """RGB in 0..255, (..., 3, H, W) -> luma Y in 16..235, (..., 1, H, W), float64, not rounded."""
+    weights = torch.tensor((65.481, 128.553, 24.966), dtype=torch.float64, device=image.device) / 255
+    return (image.double() * weights.view(3, 1, 1)).sum(dim=-3, keepdim=True) + 16
+
+
+def psnr_ssim(sr: torch.Tensor, hr: torch.Tensor, scale: int) -> tuple[float, float]:
+    """PSNR in dB and SSIM of `sr` against `hr`, both uint8 (C, H, W) of the same size with C = 3 or 1.
+
+    PSNR is infinite for equal images. SSIM is NaN where less than the 11x11 window is left after shaving, and so are
+    both where nothing is left.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if sr.shape != hr.shape:
+        raise ValueError(f"images differ in shape: {tuple(sr.shape)} and {tuple(hr.shape)}")
+    if sr.shape[0] == 3:
+        sr, hr = rgb_to_y(sr), rgb_to_y(hr)
+    sr, hr = (y[:, scale:-scale, scale:-scale].double() for y in (sr, hr))
+    return psnr(sr, hr), ssim(sr, hr)
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of two tensors of the same shape in 0..255."""
+    mse = (a.double() - b.double()).square().mean().item()
+    return math.inf if mse == 0 else 10 * math.log10(255**2 / mse)
+
+
+def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Structural similarity of two one-channel images (1, H, W) in 0..255; NaN if a side is below 11 pixels."""
+    if min(a.shape[-2:]) < _WINDOW:
+        return math.nan
+    offsets = torch.arange(_WINDOW, dtype=torch.float64, device=a.device) - _WINDOW // 2
+    gauss = torch.exp(-offsets.square() / (2 * _SIGMA**2))
+    gauss = gauss / gauss.sum()
+
+    # The five local averages of SSIM in one batch; the Gaussian window is separable.
+    a, b = a.double(), b.double()
+    maps = torch.stack((a, b, a * a, b * b, a * b))
+    maps = F.conv2d(F.conv2d(maps, gauss.view(1, 1, -1, 1)), gauss.view(1, 1, 1, -1))
+    mean_a, mean_b, aa, bb, ab = maps
+    var_a, var_b, covariance = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1)
+    structure = (2 * covariance + _C2) / (var_a + var_b + _C2)
+    return (luminance * structure).mean().item()

@@ -1,0 +1,186 @@
+"""What a file of weights says about its network, and how its weights get into one: strictly.
+
+Three forms are read, bare or inside a checkpoint of this framework, BasicSR or EDSR:
+
+- training form: basis kernels and their transforms (names ending in `.transform`);
+- folded: plain kernels W_t that were computed from those;
+- plain: kernels that never were recalibrated.
+
+No file is touched here: `unpack` takes what was read, `pack` returns what is to be written.
+"""
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from errors import UserError
+from model import MODELS
+from model.recalibration import basis_is_frozen, is_recalibrated
+
+log = logging.getLogger("krgn")
+
+FORMAT = "KRGN framework checkpoint 1"
+_WRAPPERS = ("params_ema", "params", "state_dict", "model")  # BasicSR's and others' names for the state dict inside
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state dict with the file it came from and what the file says about it (empty for a bare state dict)."""
+
+    path: str
+    state: dict[str, torch.Tensor]
+    facts: dict = field(default_factory=dict)
+
+    @property
+    def recalibrated(self) -> bool:
+        """Whether it is in training form, with basis and transforms."""
+        return any(name.endswith(".transform") for name in self.state)
+
+
+def pack(network: nn.Module, model: str, **facts) -> dict:
+    """A network as a checkpoint: tensors and plain values only.
+
+    Args:
+        model: the network's name on the command line.
+        facts: more to remember, for instance the epoch.
+    """
+    return {
+        "format": FORMAT,
+        "facts": {
+            "model": model,
+            **network.hyperparameters,
+            "kernels": "recalibrated" if is_recalibrated(network) else "plain",
+            "basis": "frozen" if basis_is_frozen(network) else "trained",
+            **facts,
+        },
+        "model": {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()},
+    }
+
+
+def unpack(content, path: str) -> Checkpoint:
+    """The checkpoint in what `utility.load_tensors` read from `path`.
+
+    Raises:
+        UserError: if there is no state dict in it.
+    """
+    facts = {}
+    if isinstance(content, dict):
+        if content.get("format") == FORMAT:
+            facts = content["facts"]
+        wrapped = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
+        content = content if wrapped is None else wrapped
+    if not isinstance(content, dict) or not content or not all(torch.is_tensor(value) for value in content.values()):
+        raise UserError(f"{path}: holds no state dict, expected names with their tensors: give a file of weights")
+    # DataParallel's names, which other programs save.
+    return Checkpoint(path, {name.removeprefix("module."): value for name, value in content.items()}, facts)
+
+
+def adopt(args, checkpoint: Checkpoint):
+    """The options with the structure that the file has; flags left at their defaults follow it.
+
+    Kernels: a test uses the file's. Training goes on recalibrating a file in training form; on a plain or folded one
+    it recalibrates the kernels over a frozen basis, as RefConv does, unless told otherwise.
+
+    Raises:
+        UserError: if a flag that was given contradicts the file, or the file is of another network.
+    """
+    found = _structure(args, checkpoint)
+    trained = not args.test_only
+    kernels = "recalibrated" if checkpoint.recalibrated else "plain"
+    if checkpoint.recalibrated or args.test_only:
+        found["kernels"] = kernels
+    if checkpoint.recalibrated and "basis" not in args.given:
+        found["basis"] = checkpoint.facts.get("basis", "trained")
+    elif trained and args.kernels == "recalibrated" and "basis" not in args.given:
+        found["basis"] = "frozen"
+
+    for flag, value in found.items():
+        given = getattr(args, flag)
+        if flag == "groups" and not given:
+            given = found["n_feats"]
+        if flag not in args.given or given == value or (flag == "scale" and trained):
+            continue
+        mend = f"drop --{flag}, it is read off the file, or give another file"
+        if flag == "kernels" and kernels == "recalibrated":
+            mend = "drop it, or fold the file first with export.py"
+        raise UserError(f"--{flag} {given}, but {checkpoint.path} has {value}: {mend}")
+
+    if "scale" in args.given:
+        found["scale"] = args.scale
+    if found["groups"] == found["n_feats"]:
+        found["groups"] = 0
+    if not trained:
+        found["basis"] = "trained"
+    return args.replace(**found)
+
+
+def _structure(args, checkpoint: Checkpoint) -> dict:
+    """The hyper-parameters that the file states or shows."""
+    name = checkpoint.facts.get("model", args.model)
+    if name != args.model:
+        raise UserError(f"--model {args.model}, but {checkpoint.path} has {name}: give --model {name} or another file")
+    try:
+        shown = MODELS[args.model].structure(checkpoint.state)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        first = ", ".join(list(checkpoint.state)[:3])
+        raise UserError(
+            f"{checkpoint.path}: is no {args.model}, it lacks {error} and has {first}, …: give a file of that network"
+        ) from None
+    stated = {flag: checkpoint.facts[flag] for flag in ("dilation", "act") if flag in checkpoint.facts}
+    return shown | stated
+
+
+def load_pre_train(args, network: nn.Module, checkpoint: Checkpoint) -> None:
+    """`load_weights` for a run with adopted options, saying in the log what the user may not expect.
+
+    Training at another scale than the file's keeps everything but the upsampler; testing never drops anything.
+    """
+    form = (
+        "training form" if checkpoint.recalibrated else "folded" if checkpoint.facts.get("folded") else "plain kernels"
+    )
+    log.info("weights from %s (%s)", checkpoint.path, form)
+    scale = MODELS[args.model].structure(checkpoint.state)["scale"]
+    if scale != args.scale:
+        log.info("the file is x%d: everything but the upsampler is kept for x%d", scale, args.scale)
+    if "dilation" not in checkpoint.facts:
+        log.info("the file does not say its dilation: --dilation %d is used", args.dilation)
+    load_weights(network, checkpoint, new_scale=scale != args.scale)
+
+
+def load_weights(network: nn.Module, checkpoint: Checkpoint, *, new_scale: bool = False) -> None:
+    """Puts the checkpoint's weights into `network`, all of them, by name and shape.
+
+    A recalibrated network takes plain kernels as its basis, with the transforms at zero: the same function.
+
+    Args:
+        new_scale: leave the upsampler as it is, because the file's is for another scale.
+
+    Raises:
+        UserError: with the missing, unexpected and wrongly shaped names.
+    """
+    wanted, state = network.state_dict(), dict(checkpoint.state)
+    if not checkpoint.recalibrated:
+        state |= {name: torch.zeros_like(value) for name, value in wanted.items() if name.endswith(".transform")}
+    if new_scale:
+        state = {name: value for name, value in state.items() if not name.startswith("upsampler.")}
+        state |= {name: value for name, value in wanted.items() if name.startswith("upsampler.")}
+
+    problems = {
+        "missing": [name for name in wanted if name not in state],
+        "unexpected": [name for name in state if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)}, expected {tuple(value.shape)}"
+            for name, value in wanted.items()
+            if name in state and state[name].shape != value.shape
+        ],
+    }
+    if any(problems.values()):
+        said = "; ".join(
+            f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            for kind, names in problems.items()
+            if names
+        )
+        raise UserError(f"{checkpoint.path}: does not fit the network: {said}: give the file of this network")
+    network.load_state_dict(state)

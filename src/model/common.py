@@ -1,0 +1,61 @@
+"""Parts that any super-resolution network of this framework may use."""
+
+import torch
+from torch import nn
+
+# Mean colour of DIV2K's training images, R G B, in 0..1 (EDSR, arXiv 1707.02921).
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+# The weights of R, G and B in luma (ITU-R BT.601), for the mean of a gray image.
+LUMA = (0.299, 0.587, 0.114)
+
+ACTIVATIONS = ("lrelu", "relu", "prelu")
+
+
+class MeanShift(nn.Conv2d):
+    """Adds `sign` times the DIV2K mean to an image (N, n_colors, H, W) in 0..`rgb_range`: a fixed 1x1 convolution.
+
+    Images of another number of colours than three get the mean luma in every channel.
+    It is a convolution so that its weights stand in a state dict as they do in published ones.
+    """
+
+    def __init__(self, *, n_colors: int, rgb_range: float, sign: int):
+        super().__init__(n_colors, n_colors, kernel_size=1)
+        with torch.no_grad():
+            self.weight.copy_(torch.eye(n_colors).view(n_colors, n_colors, 1, 1))
+            self.bias.copy_(sign * rgb_range * torch.tensor(mean_colour(n_colors)))
+        self.requires_grad_(False)
+
+
+def mean_colour(n_colors: int) -> list[float]:
+    """The DIV2K mean in 0..1, one value for each colour channel."""
+    if n_colors == 3:
+        return list(DIV2K_MEAN)
+    return [sum(weight * mean for weight, mean in zip(LUMA, DIV2K_MEAN, strict=True))] * n_colors
+
+
+def leaky_relu() -> nn.LeakyReLU:
+    """LeakyReLU with the slope 0.05 that the network uses everywhere."""
+    return nn.LeakyReLU(0.05, inplace=True)
+
+
+def activation(name: str, channels: int) -> nn.Module:
+    """The activation called `name` (one of `ACTIVATIONS`); a PReLU has one slope per channel, 0.05 at first.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name == "lrelu":
+        return leaky_relu()
+    if name == "relu":
+        return nn.ReLU(inplace=True)
+    if name == "prelu":
+        return nn.PReLU(channels, init=0.05)
+    raise ValueError(f"activation: got {name!r}, expected one of {', '.join(ACTIVATIONS)}")
+
+
+def upsampler(channels: int, n_colors: int, scale: int) -> nn.Sequential:
+    """Sub-pixel upsampling (ESPCN, arXiv 1609.05158): one 3x3 convolution to n_colors * scale^2 channels, shuffled.
+
+    (N, channels, H, W) -> (N, n_colors, scale * H, scale * W).
+    """
+    return nn.Sequential(nn.Conv2d(channels, n_colors * scale**2, 3, padding=1), nn.PixelShuffle(scale))

@@ -1,0 +1,226 @@
+"""KRGN, top to bottom: "Towards lightweight image super-resolution via re-parameterized kernel recalibration".
+
+    SFE  shallow feature extraction      3x3 conv
+    HFT  hierarchical feature transform  a chain of PMRBs, every output kept
+    DFF  dense feature fusion            all outputs concatenated -> 1x1 -> 3x3, plus the shallow feature
+    UP   upsampling                      3x3 conv -> pixel shuffle
+
+    PMRB  three RCGs, tapped before each and after the last; the taps fused, weighted by CCA, plus the input
+    RCG   three CFFBs in a chain, plus the input
+    CFFB  two depth-wise 3x3 convs side by side, one dilated, each with its own PReLU, summed
+
+The convolutions of the CFFBs are the ones whose kernels are recalibrated (`recalibration.py`). With plain kernels
+and groups = 32 the network is CFGN, KRGN's predecessor. Parameters have the names of the published state dicts, so
+that weights interchange both ways. Features are (N, C, H, W) throughout, C = `n_feats`.
+"""
+
+import re
+
+import torch
+from torch import nn
+
+from model.common import MeanShift, activation, leaky_relu, mean_colour, upsampler
+from model.recalibration import RecConv
+
+
+def cffb(x: torch.Tensor, near: nn.Module, far: nn.Module) -> torch.Tensor:
+    """Cross-dilation feature fusion block: two branches (conv and PReLU each) over the same input, summed."""
+    return near(x) + far(x)
+
+
+class RCG(nn.Module):
+    """Residual CFFB group: three CFFBs in a chain, plus the input.
+
+    Published state dicts keep the six branches in one list: even ones have dilation 1, odd ones `dilation`.
+    """
+
+    def __init__(self, *, n_feats: int, groups: int, dilation: int, recalibrated: bool, train_basis: bool):
+        super().__init__()
+        self.conv_acts = nn.ModuleList()
+        for rate in (1, dilation) * 3:
+            shape = {"kernel_size": 3, "padding": rate, "dilation": rate, "groups": groups}
+            if recalibrated:
+                conv = RecConv(n_feats, n_feats, **shape, train_basis=train_basis)
+            else:
+                conv = nn.Conv2d(n_feats, n_feats, **shape)
+            self.conv_acts.append(nn.Sequential(conv, nn.PReLU(n_feats, init=0.05)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = x
+        for near, far in zip(self.conv_acts[0::2], self.conv_acts[1::2], strict=True):
+            out = cffb(out, near, far)
+        return out + x
+
+
+class CCA(nn.Module):
+    """Contrast-aware channel attention (IMDN, arXiv 1909.11856): weights each channel by its contrast and mean.
+
+    The statistics are global, over H and W, so the output of a tile differs from that part of the whole image's.
+    """
+
+    def __init__(self, *, n_feats: int):
+        super().__init__()
+        squeezed = max(1, n_feats // 8)
+        self.conv_du = nn.Sequential(
+            nn.Conv2d(n_feats, squeezed, 1), leaky_relu(), nn.Conv2d(squeezed, n_feats, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Half-precision features would overflow in the sum of squares.
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        variance, mean = torch.var_mean(wide, dim=(2, 3), correction=0, keepdim=True)
+        # Without the epsilon the gradient of the root on a flat map is 0 * infinity = NaN.
+        contrast = torch.sqrt(variance + 1e-8)
+        return x * self.conv_du((contrast + mean).to(x.dtype))
+
+
+class PMRB(nn.Module):
+    """Progressive multi-scale recalibration block.
+
+    The running feature is tapped before each of the three RCGs (1x1 conv -> C/2, activation) and after the last
+    (3x3 conv -> C/2, activation). The four taps are concatenated, fused to C channels, weighted by CCA, and the
+    block's input is added.
+    """
+
+    def __init__(self, *, n_feats: int, groups: int, dilation: int, act: str, recalibrated: bool, train_basis: bool):
+        super().__init__()
+        tap = max(1, n_feats // 2)
+        group = {
+            "n_feats": n_feats,
+            "groups": groups,
+            "dilation": dilation,
+            "recalibrated": recalibrated,
+            "train_basis": train_basis,
+        }
+        self.blocks = nn.ModuleList(RCG(**group) for _ in range(3))
+        self.conv1x1s = nn.ModuleList(nn.Sequential(nn.Conv2d(n_feats, tap, 1), activation(act, tap)) for _ in range(3))
+        self.conv3x3 = nn.Sequential(nn.Conv2d(n_feats, tap, 3, padding=1), activation(act, tap))
+        self.conv1x1_act = nn.Sequential(nn.Conv2d(4 * tap, n_feats, 1), leaky_relu())
+        self.cca = CCA(n_feats=n_feats)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out, taps = x, []
+        for conv1x1, block in zip(self.conv1x1s, self.blocks, strict=True):
+            taps.append(conv1x1(out))
+            out = block(out)
+        taps.append(self.conv3x3(out))
+        return self.cca(self.conv1x1_act(torch.cat(taps, dim=1))) + x
+
+
+class KRGN(nn.Module):
+    """Kernel recalibration guided network.
+
+    (N, n_colors, H, W) in 0..`rgb_range`, float -> (N, n_colors, scale * H, scale * W), not clamped. Any H, W >= 1.
+
+    Args:
+        scale: upscaling factor.
+        n_feats: C, the number of feature channels.
+        n_resgroups: the number of PMRBs.
+        groups: groups of the recalibrated convolutions; 0 means depth-wise (one group a channel), as in the paper's
+            text; 32 at C = 64 is what its authors' code and CFGN's weights use.
+        dilation: dilation of every second convolution.
+        act: activation of the taps, one of `common.ACTIVATIONS`.
+        n_colors: channels of the image.
+        rgb_range: the image's value range, for the mean shift.
+        recalibrated: False makes every kernel plain (the paper's ablation).
+        train_basis: False freezes the basis kernels (RefConv's second stage).
+
+    Raises:
+        ValueError: if `n_feats` is not divisible by `groups`, or `act` is unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: int = 4,
+        n_feats: int = 64,
+        n_resgroups: int = 9,
+        groups: int = 0,
+        dilation: int = 3,
+        act: str = "lrelu",
+        n_colors: int = 3,
+        rgb_range: float = 255,
+        recalibrated: bool = True,
+        train_basis: bool = True,
+    ):
+        super().__init__()
+        groups = groups or n_feats
+        if n_feats % groups:
+            raise ValueError(f"n_feats: got {n_feats}, expected a multiple of groups ({groups})")
+        # What the network must be rebuilt from, kept for checkpoints.
+        self.hyperparameters = {
+            "scale": scale,
+            "n_feats": n_feats,
+            "n_resgroups": n_resgroups,
+            "groups": groups,
+            "dilation": dilation,
+            "act": act,
+            "n_colors": n_colors,
+            "rgb_range": rgb_range,
+        }
+        block = {
+            "n_feats": n_feats,
+            "groups": groups,
+            "dilation": dilation,
+            "act": act,
+            "recalibrated": recalibrated,
+            "train_basis": train_basis,
+        }
+        self.sub_mean = MeanShift(n_colors=n_colors, rgb_range=rgb_range, sign=-1)
+        self.head_conv = nn.Conv2d(n_colors, n_feats, 3, padding=1)
+        self.body = nn.ModuleList(PMRB(**block) for _ in range(n_resgroups))
+        self.features_fusion_module = nn.Sequential(
+            nn.Conv2d((n_resgroups + 1) * n_feats, n_feats, 1),
+            leaky_relu(),
+            nn.Conv2d(n_feats, n_feats, 3, padding=1),
+        )
+        self.upsampler = upsampler(n_feats, n_colors, scale)
+        self.add_mean = MeanShift(n_colors=n_colors, rgb_range=rgb_range, sign=+1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shallow = self.head_conv(self.sub_mean(x))  # SFE
+        features = [shallow]
+        for block in self.body:  # HFT
+            features.append(block(features[-1]))
+        fused = self.features_fusion_module(torch.cat(features, dim=1)) + shallow  # DFF
+        return self.add_mean(self.upsampler(fused))
+
+
+def make_model(args) -> KRGN:
+    """The network that the command-line options describe."""
+    return KRGN(
+        scale=args.scale,
+        n_feats=args.n_feats,
+        n_resgroups=args.n_resgroups,
+        groups=args.groups,
+        dilation=args.dilation,
+        act=args.act,
+        n_colors=args.n_colors,
+        rgb_range=args.rgb_range,
+        recalibrated=args.kernels == "recalibrated",
+        train_basis=args.basis == "trained",
+    )
+
+
+def structure(state: dict[str, torch.Tensor]) -> dict:
+    """The hyper-parameters that can be read off a state dict: all but `dilation` and `act`, which leave no trace in it.
+
+    Raises:
+        KeyError, IndexError: if `state` is not that of a KRGN.
+    """
+    n_feats, n_colors = state["head_conv.weight"].shape[:2]
+    blocks = {int(found[1]) for name in state if (found := re.match(r"body\.(\d+)\.", name))}
+    bias = state["sub_mean.bias"].double()
+    return {
+        "scale": round((state["upsampler.0.weight"].shape[0] / n_colors) ** 0.5),
+        "n_feats": n_feats,
+        "n_resgroups": max(blocks) + 1 if blocks else 0,
+        "groups": n_feats // state["body.0.blocks.0.conv_acts.0.0.weight"].shape[1],
+        "n_colors": n_colors,
+        "rgb_range": round(-bias.sum().item() / sum(mean_colour(n_colors)), 3),
+    }
+
+
+def kernel_sets(model: KRGN, block: int) -> list[nn.Conv2d]:
+    """The 18 recalibrated (or plain) convolutions of PMRB number `block`, counted from 1, in the order of execution."""
+    return [branch[0] for group in model.body[block - 1].blocks for branch in group.conv_acts]

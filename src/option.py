@@ -1,0 +1,496 @@
+"""The command line of `main.py`: which flags there are, what they mean, and which go together.
+
+`parse_args(argv)` -> `Options`, typed, checked and read-only. Nothing here has a side effect, touches a file or
+imports anything heavy, so a wrong flag is answered at once.
+"""
+
+import argparse
+import os
+import re
+from itertools import pairwise
+from pathlib import Path
+
+MODELS = ("KRGN",)
+LOSSES = ("L1", "MSE")
+OPTIMIZERS = ("ADAM", "SGD", "RMSprop", "ADAMW")
+ACTIVATIONS = ("lrelu", "relu", "prelu")
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class OptionError(ValueError):
+    """Options that are wrong or contradict one another; the message is one line naming the flag and the mend."""
+
+
+class Options(argparse.Namespace):
+    """The values of all flags, read-only, and in `given` the names of those that the user wrote out."""
+
+    given: frozenset[str]
+
+    def __init__(self, values: dict, given: frozenset[str]):
+        self.__dict__.update(values, given=given)
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"options are read-only: use replace({name}=...)")
+
+    def values(self) -> dict:
+        """Flag name -> value, in the order of the command line's help."""
+        return {name: value for name, value in vars(self).items() if name != "given"}
+
+    def replace(self, **changes) -> "Options":
+        """A copy with some values changed, checked again.
+
+        Raises:
+            OptionError: if the values contradict one another.
+        """
+        changed = Options(self.values() | changes, self.given)
+        _check(changed)
+        return changed
+
+
+# Flags that may differ when a run goes on: they change where and how fast it runs, and what it prints, not what it computes.
+CHANGEABLE = frozenset(
+    {"n_threads", "cpu", "n_GPUs", "dir_data", "dir_demo", "dir_experiment", "ext", "epochs", "print_every"}
+    | {"save", "load", "resume", "reset", "test_only", "save_models", "save_results", "save_gt"}
+)
+
+
+def continue_with(args: Options, stored: dict) -> Options:
+    """The options with which a stopped run goes on: its own, but for changeable flags, which count as given now.
+
+    Args:
+        stored: the values of the run's options, out of its state.
+
+    Raises:
+        OptionError: if a flag that was given would change the experiment.
+    """
+    for flag in sorted(args.given - CHANGEABLE):
+        given, was = getattr(args, flag), stored.get(flag)
+        if given != was and not (flag == "groups" and given == stored["n_feats"] and not was):
+            raise OptionError(
+                f"--{flag} {_text(given)}, but --load {args.load} was started with {_text(was)}: drop --{flag} to go on, or "
+                f"start another run from its weights with --pre_train {args.load}/model/model_latest.pt"
+            )
+    changed = {flag: getattr(args, flag) for flag in CHANGEABLE if flag in args.given}
+    return args.replace(
+        **(stored | changed | {"load": args.load, "save": args.load, "resume": args.resume, "reset": False})
+    )
+
+
+def _text(value) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parse_args(argv: list[str] | None = None) -> Options:
+    """Parses a command line (`sys.argv[1:]` if None); a wrong one ends the program with status 2 and one line."""
+    parser = build_parser()
+    unset = object()
+    names = [action.dest for action in parser._actions if action.dest != "help"]
+    # argparse fills in no default where a value stands already, which tells the flags that were given from the others.
+    parsed = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset))))
+    given = frozenset(name for name in names if parsed[name] is not unset)
+    values = {name: parsed[name] if name in given else parser.get_default(name) for name in names}
+    options = Options(values, given)
+    try:
+        _check(options)
+    except OptionError as error:
+        parser.error(str(error))
+    return options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `main.py`, with its flags in groups and their units in the help."""
+    parser = _Parser(
+        prog="main.py",
+        description="Train and test lightweight super-resolution networks (KRGN), EDSR style.",
+        allow_abbrev=False,
+    )
+
+    group = parser.add_argument_group("hardware")
+    group.add_argument(
+        "--n_threads",
+        type=_integer(0),
+        default=6,
+        metavar="N",
+        help="processes that load training data, at most one a core; the batches do not depend on it (default 6)",
+    )
+    group.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    group.add_argument(
+        "--n_GPUs",
+        type=_integer(1),
+        default=1,
+        metavar="N",
+        help="GPUs that one process uses (DataParallel); they share each batch (default 1)",
+    )
+    group.add_argument("--seed", type=_integer(0), default=1, metavar="N", help="seed of everything random (default 1)")
+    group.add_argument(
+        "--precision",
+        choices=("single", "half", "bf16"),
+        default="single",
+        help="arithmetic of the network; half and bf16 are mixed precision (default single)",
+    )
+
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dir_data",
+        default=str(_ROOT / "dataset"),
+        metavar="DIR",
+        help="folder of the data sets (default: dataset/ beside src/)",
+    )
+    group.add_argument(
+        "--dir_demo",
+        default=str(_ROOT / "test"),
+        metavar="DIR",
+        help="folder of your own images for --data_test Demo (default: test/ beside src/)",
+    )
+    group.add_argument(
+        "--data_train",
+        type=_names,
+        default=("DIV2K",),
+        metavar="A+B",
+        help="training sets, folders of --dir_data in DIV2K's shape (default DIV2K)",
+    )
+    group.add_argument(
+        "--data_test",
+        type=_names,
+        default=("DIV2K",),
+        metavar="A+B",
+        help="test sets: folders of --dir_data/benchmark, sets in DIV2K's shape, or Demo; the first one's PSNR chooses the best weights (default DIV2K)",
+    )
+    group.add_argument(
+        "--data_range",
+        type=_ranges,
+        default=((1, 800), (801, 810)),
+        metavar="A-B/C-D",
+        help="images for training / testing in a set of DIV2K's shape, counted from 1 in the order of their names (default 1-800/801-810)",
+    )
+    group.add_argument(
+        "--ext",
+        choices=("sep", "sep_reset", "img"),
+        default="sep",
+        help="sep: keep a decoded .npy copy of each image in the set's bin/ folder, made where missing or outdated; sep_reset: make all of them anew first; img: decode each time (default sep)",
+    )
+    group.add_argument("--scale", type=_scale, default=4, metavar="S", help="upscaling factor (default 4)")
+    group.add_argument(
+        "--patch_size",
+        type=_integer(1),
+        default=192,
+        metavar="PIXELS",
+        help="side of a training patch in HR pixels, a multiple of the scale (default 192)",
+    )
+    group.add_argument(
+        "--rgb_range",
+        type=_number(above=0),
+        default=255,
+        metavar="V",
+        help="largest value of a pixel in the network (default 255)",
+    )
+    group.add_argument("--n_colors", type=int, choices=(1, 3), default=3, help="3: RGB; 1: luma Y only (default 3)")
+    group.add_argument("--no_augment", action="store_true", help="no random flips and rotations of training patches")
+
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        type=_one_of(MODELS),
+        default="KRGN",
+        metavar="NAME",
+        help=f"one of {', '.join(MODELS)} (default KRGN)",
+    )
+    group.add_argument(
+        "--pre_train",
+        default="",
+        metavar="FILE",
+        help="weights to start from or to test; size, groups and kernels of the network are read off the file",
+    )
+    group.add_argument("--n_feats", type=_integer(1), default=64, metavar="N", help="feature channels (default 64)")
+    group.add_argument("--n_resgroups", type=_integer(1), default=9, metavar="N", help="PMRB blocks (default 9)")
+    group.add_argument(
+        "--groups",
+        type=_integer(0),
+        default=0,
+        metavar="N",
+        help="groups of the recalibrated convolutions; 0: depth-wise; CFGN's weights have 32 (default 0)",
+    )
+    group.add_argument(
+        "--dilation", type=_integer(1), default=3, metavar="N", help="dilation of every second convolution (default 3)"
+    )
+    group.add_argument("--act", choices=ACTIVATIONS, default="lrelu", help="activation of the taps (default lrelu)")
+    group.add_argument(
+        "--kernels",
+        choices=("recalibrated", "plain"),
+        default="recalibrated",
+        help="recalibrated: each kernel is computed from those of the other channels while training; plain: the ablation (default recalibrated; a test follows the file)",
+    )
+    group.add_argument(
+        "--basis",
+        choices=("trained", "frozen"),
+        default="trained",
+        help="train the basis kernels too, or only their recalibration (default: trained from scratch; frozen where --pre_train is a plain checkpoint)",
+    )
+
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--epochs", type=_integer(0), default=300, metavar="N", help="epochs to train; 0: until stopped (default 300)"
+    )
+    group.add_argument(
+        "--test_every",
+        type=_integer(0),
+        default=1000,
+        metavar="BATCHES",
+        help="batches an epoch, after which the network is validated; 0: one pass over the images (default 1000)",
+    )
+    group.add_argument(
+        "--batch_size", type=_integer(1), default=16, metavar="N", help="patches a batch, over all GPUs (default 16)"
+    )
+    group.add_argument(
+        "--split_batch",
+        type=_integer(1),
+        default=1,
+        metavar="N",
+        help="run a batch in N parts and add up their gradients: less memory, same result (default 1)",
+    )
+    group.add_argument(
+        "--reset",
+        action="store_true",
+        help="delete the experiment --save names, if this program made it, and start anew",
+    )
+    group.add_argument(
+        "--load", default="", metavar="NAME", help="go on with the training run experiment/NAME where it stopped"
+    )
+    group.add_argument(
+        "--resume",
+        type=_integer(0),
+        default=0,
+        metavar="EPOCH",
+        help="with --load: go on from this epoch, kept by --save_models; 0: from the last state (default 0)",
+    )
+
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--lr", type=_number(above=0), default=1e-4, metavar="RATE", help="learning rate (default 1e-4)")
+    group.add_argument(
+        "--decay",
+        type=_decay,
+        default=(200,),
+        metavar="E-E",
+        help="epochs after which the rate is multiplied by --gamma, as in 200-400-600 (default 200)",
+    )
+    group.add_argument(
+        "--gamma",
+        type=_number(above=0),
+        default=0.5,
+        metavar="F",
+        help="factor of the learning rate at each --decay (default 0.5)",
+    )
+    group.add_argument(
+        "--optimizer",
+        type=_one_of(OPTIMIZERS),
+        default="ADAM",
+        metavar="NAME",
+        help=f"one of {', '.join(OPTIMIZERS)} (default ADAM)",
+    )
+    group.add_argument(
+        "--momentum", type=_number(least=0), default=0.9, metavar="M", help="of SGD and RMSprop (default 0.9)"
+    )
+    group.add_argument(
+        "--betas",
+        type=_number(least=0, below=1),
+        nargs=2,
+        default=(0.9, 0.999),
+        metavar=("B1", "B2"),
+        help="of ADAM and ADAMW (default 0.9 0.999)",
+    )
+    group.add_argument(
+        "--epsilon", type=_number(above=0), default=1e-8, metavar="E", help="of ADAM, ADAMW and RMSprop (default 1e-8)"
+    )
+    group.add_argument("--weight_decay", type=_number(least=0), default=0, metavar="W", help="weight decay (default 0)")
+    group.add_argument(
+        "--gclip",
+        type=_number(least=0),
+        default=0,
+        metavar="V",
+        help="clip each gradient to -V..V; 0: do not (default 0)",
+    )
+    group.add_argument(
+        "--loss",
+        type=_loss,
+        default=((1.0, "L1"),),
+        metavar="W*NAME+...",
+        help=f"weighted sum of losses, as in 1*L1+0.1*MSE; there are {', '.join(LOSSES)} (default 1*L1)",
+    )
+    group.add_argument(
+        "--skip_threshold",
+        type=_number(above=0),
+        default=1e8,
+        metavar="F",
+        help="skip a batch whose loss is above F times the mean loss of the epoch before (default 1e8)",
+    )
+
+    group = parser.add_argument_group("testing")
+    group.add_argument(
+        "--test_only",
+        action="store_true",
+        help="test the weights of --pre_train; recalibrated kernels are folded first",
+    )
+    group.add_argument(
+        "--chop",
+        action="store_true",
+        help="run an image as four overlapping quadrants: less memory, and how published scores were taken",
+    )
+    group.add_argument(
+        "--self_ensemble", action="store_true", help="average over the eight flips and rotations of each image"
+    )
+
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--dir_experiment",
+        default=str(_ROOT / "experiment"),
+        metavar="DIR",
+        help="folder of all experiments (default: experiment/ beside src/)",
+    )
+    group.add_argument("--save", default="test", metavar="NAME", help="name of this run's folder there (default test)")
+    group.add_argument("--save_models", action="store_true", help="keep weights and state of every epoch")
+    group.add_argument(
+        "--print_every",
+        type=_integer(1),
+        default=100,
+        metavar="BATCHES",
+        help="batches between two lines of the log (default 100)",
+    )
+    group.add_argument("--save_results", action="store_true", help="write the SR images of the test sets")
+    group.add_argument("--save_gt", action="store_true", help="write LR and HR beside each SR image")
+    return parser
+
+
+def _check(options: Options) -> None:
+    """Raises OptionError where the values of several flags contradict one another."""
+    if options.patch_size % options.scale and not options.test_only:
+        low = options.patch_size // options.scale * options.scale
+        fits = f"{low} or {low + options.scale}" if low else f"{options.scale}"
+        raise OptionError(f"--patch_size {options.patch_size} is no multiple of --scale {options.scale}: use {fits}")
+    if options.groups and options.n_feats % options.groups:
+        raise OptionError(
+            f"--n_feats {options.n_feats} is not divisible by --groups {options.groups}: "
+            "change one of them, or use --groups 0 for depth-wise kernels"
+        )
+    if options.split_batch > options.batch_size:
+        raise OptionError(
+            f"--split_batch {options.split_batch} is more parts than --batch_size {options.batch_size} has patches: lower it"
+        )
+    if options.kernels == "plain" and options.basis == "frozen":
+        raise OptionError("--basis frozen needs recalibrated kernels: drop it, or drop --kernels plain")
+
+    if options.load and options.reset:
+        raise OptionError("--reset deletes the run that --load goes on with: give only one of them")
+    if options.load and "save" in options.given and options.save != options.load:
+        raise OptionError(f"--load {options.load} goes on in its own folder: drop --save {options.save}")
+    if options.resume and not options.load:
+        raise OptionError(f"--resume {options.resume} goes back in a run: name the run with --load")
+    if options.test_only:
+        if options.load:
+            raise OptionError(
+                f"--load goes on with training: to test a run, give --pre_train {Path('experiment') / options.load / 'model/model_best.pt'}"
+            )
+        if options.reset:
+            raise OptionError("--reset deletes a training run: drop it, --test_only needs none")
+        if not options.pre_train:
+            raise OptionError("--test_only needs weights to test: give --pre_train FILE")
+    _check_name("--save", options.save)
+    if options.load:
+        _check_name("--load", options.load)
+
+
+def _check_name(flag: str, name: str) -> None:
+    """An experiment's name must lead to a folder below the folder of experiments."""
+    inside = os.path.normpath(name)
+    if not name or os.path.isabs(name) or inside == "." or inside.split(os.sep)[0] == "..":
+        raise OptionError(f"{flag} {name!r} leaves the folder of experiments: give a plain name such as {flag} krgn_x4")
+
+
+def _integer(least: int):
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least {least}")
+        return int(text)
+
+    return parse
+
+
+def _number(above: float | None = None, least: float | None = None, below: float | None = None):
+    wanted = "a number" + (f" above {above}" if above is not None else "")
+    wanted += (f" of at least {least}" if least is not None else "") + (f" below {below}" if below is not None else "")
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        fits = (
+            (above is None or value > above) and (least is None or value >= least) and (below is None or value < below)
+        )
+        if not fits or not abs(value) < float("inf"):
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {wanted}")
+        return value
+
+    return parse
+
+
+def _one_of(names: tuple[str, ...]):
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected one of {', '.join(names)}")
+        return text
+
+    return parse
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split("+"))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected names joined by +, as in Set5+Set14")
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"got {text!r}, which names a set twice: name each once")
+    return names
+
+
+def _scale(text: str) -> int:
+    if re.fullmatch(r"\d+(\+\d+)+", text):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, but no model here has several scales: give one, as in --scale 4"
+        )
+    if not re.fullmatch(r"\d+", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1, as in --scale 4")
+    return int(text)
+
+
+def _ranges(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    found = re.fullmatch(r"(\d+)-(\d+)/(\d+)-(\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected TRAIN/TEST ranges such as 1-800/801-810")
+    first, last, test_first, test_last = map(int, found.groups())
+    if not (1 <= first <= last and 1 <= test_first <= test_last):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected ranges that start at 1 or above and do not run backwards"
+        )
+    return (first, last), (test_first, test_last)
+
+
+def _decay(text: str) -> tuple[int, ...]:
+    epochs = tuple(int(part) for part in text.split("-")) if re.fullmatch(r"\d+(-\d+)*", text) else ()
+    if not epochs or epochs[0] < 1 or any(a >= b for a, b in pairwise(epochs)):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected rising epochs joined by -, as in 200-400-600")
+    return epochs
+
+
+def _loss(text: str) -> tuple[tuple[float, str], ...]:
+    terms = []
+    for term in text.split("+"):
+        weight, star, name = term.rpartition("*")
+        if name not in LOSSES:
+            raise argparse.ArgumentTypeError(f"got {name!r}, expected one of {', '.join(LOSSES)}, as in 1*L1+0.1*MSE")
+        terms.append((_number(above=0)(weight) if star else 1.0, name))
+    return tuple(terms)

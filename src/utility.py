@@ -1,0 +1,215 @@
+"""What any program of this framework needs around its work: atomic files, clean endings, one line for each failure."""
+
+import io
+import logging
+import os
+import pickle
+import random
+import signal
+import sys
+import uuid
+from collections.abc import Callable
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from errors import UserError
+
+LOG = logging.getLogger("krgn")
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM arrived: raised wherever the main thread is, but not inside `held`."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class _Signals:
+    held = 0
+    pending: int | None = None
+
+    @classmethod
+    def handle(cls, signum, _frame):
+        if not cls.held:
+            raise Interrupted(signum)
+        if cls.pending is None:
+            os.write(2, b"\nstopping after this step ...\n")
+        cls.pending = signum
+
+
+@contextmanager
+def held():
+    """Inside, a signal waits until the block's end, so that what belongs together is done wholly or not at all."""
+    _Signals.held += 1
+    try:
+        yield
+    finally:
+        _Signals.held -= 1
+        if not _Signals.held and _Signals.pending is not None:
+            signum, _Signals.pending = _Signals.pending, None
+            raise Interrupted(signum)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs an entry point and ends the process as its user expects.
+
+    Exit status 0, or 1 with one line for what the user can mend, or 130 / 143 after Ctrl-C / SIGTERM. Bugs keep their
+    traceback.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _Signals.handle)
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except Interrupted as interruption:
+        print(f"interrupted by {interruption}", file=sys.stderr)
+        sys.exit(128 + interruption.signum)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+            raise
+        reason = (str(error).splitlines() or ["MemoryError"])[0]
+        sys.exit(
+            f"error: out of memory ({reason}): lower --batch_size or --patch_size, raise --split_batch, or test with --chop"
+        )
+
+
+def choose_device(*, cpu: bool, n_gpus: int, asked: bool, precision: str = "single") -> torch.device:
+    """CUDA where a GPU is visible and `cpu` is False, else the CPU, with a line in the log.
+
+    Args:
+        asked: whether the user gave --n_GPUs, so that too few GPUs are an error and no surprise.
+
+    Raises:
+        UserError: if fewer GPUs are visible than asked for.
+    """
+    visible = 0 if cpu else torch.cuda.device_count()
+    if not cpu and n_gpus > visible and (asked or visible):
+        setting = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise UserError(
+            f"--n_GPUs {n_gpus}, but {visible} GPUs are visible (CUDA_VISIBLE_DEVICES is {setting}): "
+            f"lower --n_GPUs, change CUDA_VISIBLE_DEVICES, or use --cpu"
+        )
+    if visible:
+        LOG.info("device: %d x %s", n_gpus, torch.cuda.get_device_name())
+        return torch.device("cuda")
+    LOG.info("device: CPU, %d threads%s", torch.get_num_threads(), "" if cpu else " (no GPU is visible)")
+    if precision != "single":
+        LOG.warning(
+            "--precision %s: most CPUs emulate it and are hundreds of times slower; --precision single is not",
+            precision,
+        )
+    return torch.device("cpu")
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python's, NumPy's and torch's generators, those of all GPUs included."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def atomic_path(path: Path):
+    """Yields a temporary path beside `path` that takes its place when the block ends well, and is removed if not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a whole file atomically and waits until it is on the disk.
+
+    Raises:
+        UserError: if it cannot be written; whatever stood there before still does.
+    """
+    try:
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}): free the disk or choose another folder; "
+            "what stood there before is unchanged"
+        ) from None
+
+
+def save_tensors(path: Path, content: dict) -> None:
+    """Writes tensors and plain values as a torch file, atomically; UserError if it cannot be written."""
+    # In memory first: torch turns a full disk into a RuntimeError of its own when it writes to the file itself.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_tensors(path: Path) -> dict:
+    """Reads a torch file of tensors and plain values onto the CPU. Nothing in the file is ever run.
+
+    Raises:
+        UserError: if the file is missing, damaged, or holds anything but tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file: check the path") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, expected a file of weights such as {path}/model_best.pt") from None
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "global" in str(error).lower():
+            raise UserError(
+                f"{path}: refused, because it holds more than tensors and plain values, and could run code: "
+                "save the state dict alone, torch.save(model.state_dict(), FILE)"
+            ) from None
+        raise UserError(_damaged(path, error)) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises many types for a damaged file: RuntimeError, EOFError, KeyError …
+        raise UserError(_damaged(path, error)) from None
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    return f"{path}: is damaged or no torch file ({reason}): use another copy"
+
+
+class _Terminal(logging.Handler):
+    """Lines on standard output that do not break a progress bar."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def start_log() -> logging.Logger:
+    """The log "krgn" on the terminal; its lines are kept until `log_to` names their file."""
+    for handler in list(LOG.handlers):
+        LOG.removeHandler(handler)
+        handler.close()
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    LOG.addHandler(_Terminal())
+    LOG.addHandler(MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False))
+    return LOG
+
+
+def log_to(path: Path) -> None:
+    """Appends the log to `path` from now on, beginning with the lines since `start_log`."""
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+    for handler in list(LOG.handlers):
+        if isinstance(handler, MemoryHandler):
+            handler.setTarget(file)
+            handler.flush()
+            LOG.removeHandler(handler)
+    LOG.addHandler(file)
