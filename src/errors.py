@@ -1,9 +1,76 @@
-"""The one exception whose message is written for the person at the keyboard."""
+"""How a run ends early: one line for what the user can mend, a clean stop on Ctrl-C and SIGTERM, a traceback for bugs.
+
+Only the standard library is imported, so that a program can be ready for signals before its heavy imports.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """A failure the user can mend.
 
     The message is a single line that says what was got, what was expected, and which flag or command mends it.
-    Entry points print it without a traceback; anything else that is raised is a bug and keeps its traceback.
     """
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM arrived: raised wherever the main thread is, but not inside `held`."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class _Signals:
+    held = 0
+    pending: int | None = None
+
+    @classmethod
+    def handle(cls, signum, _frame):
+        if not cls.held:
+            raise Interrupted(signum)
+        if cls.pending is None:
+            os.write(2, b"\nstopping after this step ...\n")
+        cls.pending = signum
+
+
+@contextmanager
+def held():
+    """Inside, a signal waits until the block's end, so that what belongs together is done wholly or not at all."""
+    _Signals.held += 1
+    try:
+        yield
+    finally:
+        _Signals.held -= 1
+        if not _Signals.held and _Signals.pending is not None:
+            signum, _Signals.pending = _Signals.pending, None
+            raise Interrupted(signum)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs an entry point and ends the process as its user expects.
+
+    Exit status 0, or 1 with one line for what the user can mend, or 130 / 143 after Ctrl-C / SIGTERM. Bugs keep their
+    traceback.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _Signals.handle)
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except Interrupted as interruption:
+        print(f"interrupted by {interruption}", file=sys.stderr)
+        sys.exit(128 + interruption.signum)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+            raise
+        reason = (str(error).splitlines() or ["MemoryError"])[0]
+        sys.exit(
+            f"error: out of memory ({reason}): lower --batch_size or --patch_size, raise --split_batch, "
+            "or test with --chop"
+        )

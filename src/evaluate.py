@@ -79,7 +79,7 @@ def evaluate(
 
     rows = []
     # The bar is a context so that it is closed, and its line ended, when a signal arrives.
-    bar = tqdm(range(len(test_set)), desc=f"{test_set.name} x{test_set.scale}", disable=None, leave=False)
+    bar = tqdm(range(len(test_set)), desc=test_set.label, disable=None, leave=False)
     with torch.inference_mode(), autocast(device, precision), bar:
         for index in bar:
             lr, hr, name = test_set[index]
@@ -100,40 +100,44 @@ def protocol(args) -> str:
     return f"{PROTOCOL}; {inference_mode}{', self-ensemble' if args.self_ensemble else ''}"
 
 
+def evaluate_as_asked(
+    args, network: nn.Module, test_set: TestSet, experiment: Experiment, device: torch.device
+) -> Scores:
+    """`evaluate` with the command line's options; writes the images that it asks for into the experiment's folder."""
+
+    def write(name: str, sr: torch.Tensor, lr: torch.Tensor, hr: torch.Tensor | None) -> None:
+        # Without ground truth the images are all there is to be had.
+        images = {"SR": sr} if args.save_results or hr is None else {}
+        if args.save_gt:
+            images |= {"LR": lr} if hr is None else {"LR": lr, "HR": hr}
+        for kind, pixels in images.items():
+            write_image(experiment.result_path(test_set.name, name, args.scale, kind), pixels)
+
+    return evaluate(
+        network,
+        test_set,
+        device=device,
+        rgb_range=args.rgb_range,
+        precision=args.precision,
+        chop=args.chop,
+        self_ensemble=args.self_ensemble,
+        on_image=write,
+    )
+
+
 def test(args, network: nn.Module, test_sets: list[TestSet], experiment: Experiment, device: torch.device) -> None:
-    """Tests the network on every set: prints mean scores, writes each image's and the images asked for."""
+    """Tests the network on every set: prints the mean scores, and writes those of each image."""
     for test_set in test_sets:
-
-        def write(name, sr, lr, hr, set_name=test_set.name):
-            # Without ground truth the images are all there is to be had.
-            images = {"SR": sr} if args.save_results or hr is None else {}
-            if args.save_gt:
-                images |= {"LR": lr} if hr is None else {"LR": lr, "HR": hr}
-            for kind, pixels in images.items():
-                path = experiment.result_path(set_name, name, args.scale, kind)
-                write_image(path, pixels)
-
         begun = time.perf_counter()
-        scores = evaluate(
-            network,
-            test_set,
-            device=device,
-            rgb_range=args.rgb_range,
-            precision=args.precision,
-            chop=args.chop,
-            self_ensemble=args.self_ensemble,
-            on_image=write,
+        scores = evaluate_as_asked(args, network, test_set, experiment, device)
+        facts = f"{len(test_set)} images, {time.perf_counter() - begun:.1f} s"
+        if not scores.rows:
+            log.info("%s: no ground truth to score; %s", test_set.label, facts)
+            continue
+        experiment.save_scores(test_set.name, scores.rows)
+        log.info(
+            "%s: PSNR %.3f dB, SSIM %.4f (%s; %s)", test_set.label, scores.psnr, scores.ssim, protocol(args), facts
         )
-        seconds = time.perf_counter() - begun
-        label = f"{test_set.name} x{args.scale}"
-        if scores.rows:
-            experiment.save_scores(test_set.name, scores.rows)
-            log.info(
-                "%s: PSNR %.3f dB, SSIM %.4f (%s; %d images, %.1f s)",
-                label, scores.psnr, scores.ssim, protocol(args), len(scores.rows), seconds,
-            )  # fmt: skip
-        else:
-            log.info("%s: %d images upscaled, %.1f s, no ground truth to score", label, len(test_set), seconds)
     log.info("results are in %s", experiment.folder)
 
 

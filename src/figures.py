@@ -3,6 +3,7 @@
 import io
 import math
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -41,4 +42,47 @@ def curves(history: list[dict]) -> bytes:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
+    return png(figure)
+
+
+def kernel_matrices(matrices: dict[str, list], blocks: list[int], *, vmax: float) -> bytes:
+    """Figure 4: a row of divergence matrices for each kind of kernel, a column for each block, one colour scale.
+
+    Args:
+        matrices: row label -> a matrix (n, n) for each block.
+        vmax: the divergence at the dark end of the scale.
+    """
+    n = len(next(iter(matrices.values()))[0])
+    figure = Figure(figsize=(2.6 * len(blocks) + 1.2, 2.5 * len(matrices) + 0.5), layout="constrained")
+    grid = figure.subplots(len(matrices), len(blocks), squeeze=False)
+    ticks = range(0, n, 4)
+    for row, (label, row_matrices) in enumerate(matrices.items()):
+        for axis, block, matrix in zip(grid[row], blocks, row_matrices, strict=True):
+            image = axis.imshow(matrix, cmap="YlGnBu", vmin=0, vmax=vmax, interpolation="nearest")
+            axis.set_xticks(ticks, labels=[str(tick) for tick in ticks], rotation=90, fontsize=5)
+            axis.set_yticks(ticks, labels=[str(tick) for tick in ticks], fontsize=5)
+            if row == 0:
+                axis.set_title(f"block {block}", fontsize=9)
+        grid[row][0].set_ylabel(f"${label}$", fontsize=11)
+    figure.colorbar(image, ax=grid, shrink=0.9, label="KL divergence", extend="max")
+    return png(figure)
+
+
+def crops(rows: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> bytes:
+    """The same crop of several images side by side, a row for each photograph.
+
+    Args:
+        rows: (name of the photograph, [(label, uint8 (H, W, 3)), …]); labels may have several lines.
+    """
+    columns = len(rows[0][1])
+    figure = Figure(figsize=(2.6 * columns, 2.95 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, (name, images) in zip(grid, rows, strict=True):
+        for axis, (label, pixels) in zip(axes, images, strict=True):
+            # Pixels as they are, so that a method's blur or ringing is what is seen, not the figure's own resampling.
+            axis.imshow(pixels, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_xlabel(label, fontsize=9)
+        axes[0].set_ylabel(name, fontsize=9)
     return png(figure)

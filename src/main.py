@@ -1,21 +1,21 @@
 """Train or test: `python main.py --help`. Options -> network, data, experiment -> `Trainer.fit` or `evaluate.test`."""
 
-from option import OptionError, parse_args
+from errors import UserError, run
+from option import OptionError, Options, continue_with, parse_args
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs one command line (`sys.argv[1:]` if None); `utility.run` says how failures end."""
-    args = parse_args(argv)
-    # Only now, so that a wrong flag is answered without waiting for torch.
+def main(args: Options) -> None:
+    """Runs what the options ask for; `utility.run` says how failures end."""
+    # Imported only here, so that a wrong flag is answered without waiting for torch.
     from pathlib import Path
 
+    import torch
+
     from data import build_test_sets, build_train_set
-    from errors import UserError
     from evaluate import test
     from experiment import Experiment
     from model import build_model, describe
     from model.checkpoint import adopt, load_pre_train, unpack
-    from option import continue_with
     from trainer import Trainer
     from utility import choose_device, load_tensors, seed_everything, start_log
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     network = build_model(args)
     if checkpoint is not None:
         load_pre_train(args, network, checkpoint)
-    network = network.to(device)
+    network = network.to(device, memory_format=torch.channels_last)
     log.info(describe(network, args.model))
 
     test_sets = build_test_sets(args)
@@ -52,6 +52,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from utility import run
-
-    run(main)
+    options = parse_args()
+    run(lambda: main(options))

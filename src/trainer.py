@@ -18,12 +18,11 @@ from tqdm import tqdm
 
 from data import train_batches
 from data.srdata import TestSet, TrainSet
-from errors import UserError
-from evaluate import autocast, evaluate, to_network
+from errors import UserError, held
+from evaluate import Scores, autocast, evaluate_as_asked, to_network
 from experiment import Experiment
 from loss import Loss
 from model.checkpoint import pack
-from utility import held
 
 log = logging.getLogger("krgn")
 
@@ -99,7 +98,10 @@ class Trainer:
         try:
             while self.epoch < epochs:
                 self._train_epoch(batches)
-                scores = self._validate()
+                scores = [
+                    evaluate_as_asked(self.args, self.network, test_set, self.experiment, self.device)
+                    for test_set in self.test_sets
+                ]
                 with held():
                     self._finish_epoch(scores)
         except BaseException:
@@ -118,13 +120,10 @@ class Trainer:
 
     def _train_epoch(self, batches) -> None:
         self.network.train()
-        rate = self.optimizer.param_groups[0]["lr"]
-        log.info("[epoch %d] learning rate %.2e", self.epoch + 1, rate)
+        log.info("[epoch %d] learning rate %.2e", self.epoch + 1, self.optimizer.param_groups[0]["lr"])
         begun, done_before, waited, skipped = time.perf_counter(), self.batch, 0.0, 0
-        with tqdm(
-            total=self.batches_per_epoch, initial=self.batch, desc=f"epoch {self.epoch + 1}", unit="batch", disable=None,
-            leave=False,
-        ) as bar:  # fmt: skip
+        title, total = f"epoch {self.epoch + 1}", self.batches_per_epoch
+        with tqdm(desc=title, total=total, initial=self.batch, unit="batch", disable=None, leave=False) as bar:
             while self.batch < self.batches_per_epoch:
                 asked = time.perf_counter()
                 lr, hr, names = next(batches)
@@ -137,8 +136,8 @@ class Trainer:
                     log.info("batch %d skipped: its loss is too high or not finite (%s)", self.batch, ", ".join(names))
                 if skipped == MAX_SKIPPED:
                     raise UserError(
-                        f"{skipped} batches in a row were skipped, the training has diverged: lower --lr, set --gclip, or "
-                        "raise --skip_threshold, and start from the last good weights with --pre_train"
+                        f"{skipped} batches in a row were skipped, the training has diverged: lower --lr, set --gclip "
+                        "or raise --skip_threshold, and start from the last good weights with --pre_train"
                     )
 
                 elapsed = time.perf_counter() - begun
@@ -187,79 +186,49 @@ class Trainer:
         return True
 
     def _mean_losses(self) -> dict[str, float]:
-        """Mean of each weighted loss term over the epoch so far, by name, and "loss", their sum, if there are several."""
+        """Mean of each weighted term over the epoch so far, by name, and "loss", their sum, if there are several."""
         means = [total / self.counted if self.counted else math.nan for total in self.sums]
         named = dict(zip(self.loss.names, means, strict=True))
         return named if len(means) == 1 else named | {"loss": sum(means)}
 
-    def _validate(self) -> list:
-        scores = []
-        for test_set in self.test_sets:
-            score = evaluate(
-                self.network,
-                test_set,
-                device=self.device,
-                rgb_range=self.args.rgb_range,
-                precision=self.args.precision,
-                chop=self.args.chop,
-                self_ensemble=self.args.self_ensemble,
-            )
-            scores.append(score)
-        return scores
+    def _finish_epoch(self, scores: list[Scores]) -> None:
+        """Books a complete epoch and writes everything.
 
-    def _finish_epoch(self, scores: list) -> None:
-        """Books a complete epoch and writes everything, the state last: it is what a resumed run believes."""
-        self.epoch += 1
-        losses = self._mean_losses()
-        row = {
-            "epoch": self.epoch,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "loss": sum(self.sums) / max(self.counted, 1),
-        }
-        row |= {name: value for name, value in losses.items() if name != "loss" and len(losses) > 1}
+        First the files, then the new state: if a file cannot be written the state still says that the epoch is to be
+        finished, and a resumed run does it again.
+        """
+        epoch, losses = self.epoch + 1, self._mean_losses()
+        mean_loss = sum(self.sums) / self.counted if self.counted else math.nan
+        row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], "loss": mean_loss}
+        if len(self.loss.names) > 1:
+            row |= {name: losses[name] for name in self.loss.names}
         for test_set, score in zip(self.test_sets, scores, strict=True):
             if test_set.scored:
                 row |= {f"{test_set.name} PSNR": score.psnr, f"{test_set.name} SSIM": score.ssim}
-        self.history.append(row | {"seconds": round(self.seconds, 1)})
+                log.info("[epoch %d] %s: PSNR %.3f dB, SSIM %.4f", epoch, test_set.label, score.psnr, score.ssim)
+        history = [*self.history, row | {"seconds": round(self.seconds, 1)}]
 
         psnr = scores[self.best_set].psnr if self.best_set is not None else math.nan
         is_best = psnr > self.best.get("psnr", -math.inf)
-        if is_best:
-            self.best = {"psnr": psnr, "epoch": self.epoch}
-        for test_set, score in zip(self.test_sets, scores, strict=True):
-            if test_set.scored:
-                log.info(
-                    "[epoch %d] %s x%d: PSNR %.3f dB, SSIM %.4f",
-                    self.epoch,
-                    test_set.name,
-                    self.args.scale,
-                    score.psnr,
-                    score.ssim,
-                )
-        if self.best:
-            log.info(
-                "[epoch %d] best so far: PSNR %.3f dB on %s, epoch %d",
-                self.epoch,
-                self.best["psnr"],
-                self.test_sets[self.best_set].name,
-                self.best["epoch"],
-            )
+        best = {"psnr": psnr, "epoch": epoch} if is_best else self.best
+        if best:
+            name = self.test_sets[self.best_set].name
+            log.info("[epoch %d] best so far: PSNR %.3f dB on %s, epoch %d", epoch, best["psnr"], name, best["epoch"])
 
-        if self.counted:
-            self.last_loss = row["loss"]
+        checkpoint = pack(self.network, self.args.model, epoch=epoch, psnr=psnr)
+        names = ["latest"] + ["best"] * is_best + [str(epoch)] * self.args.save_models
+        for name in names:
+            self.experiment.save_model(checkpoint, name)
+        self.experiment.save_history(history)
+
         self.scheduler.step()
-        self.batch, self.sums, self.counted, self.seconds = 0, [0.0] * len(self.args.loss), 0, 0.0
-
-        checkpoint = pack(self.network, self.args.model, epoch=self.epoch, psnr=psnr)
-        self.experiment.save_model(checkpoint, "latest")
-        if is_best:
-            self.experiment.save_model(checkpoint, "best")
-        if self.args.save_models:
-            self.experiment.save_model(checkpoint, str(self.epoch))
-        self.experiment.save_history(self.history)
+        self.epoch, self.best, self.history = epoch, best, history
+        if self.counted:
+            self.last_loss = mean_loss
+        self.batch, self.sums, self.counted, self.seconds = 0, [0.0] * len(self.sums), 0, 0.0
         self.experiment.save_state(self._state())
         if self.args.save_models:
-            self.experiment.keep_state(self.epoch)
+            self.experiment.keep_state(epoch)
 
     def _state(self) -> dict:
         """Everything a run needs to go on as if it had not stopped: a checkpoint, and more."""

@@ -1,14 +1,13 @@
-"""What any program of this framework needs around its work: atomic files, clean endings, one line for each failure."""
+"""What any program of this framework needs around its work: the device, seeds, atomic files, the log."""
 
 import io
 import logging
 import os
 import pickle
 import random
-import signal
 import sys
 import uuid
-from collections.abc import Callable
+import warnings
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -20,64 +19,6 @@ from tqdm import tqdm
 from errors import UserError
 
 LOG = logging.getLogger("krgn")
-
-
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM arrived: raised wherever the main thread is, but not inside `held`."""
-
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
-class _Signals:
-    held = 0
-    pending: int | None = None
-
-    @classmethod
-    def handle(cls, signum, _frame):
-        if not cls.held:
-            raise Interrupted(signum)
-        if cls.pending is None:
-            os.write(2, b"\nstopping after this step ...\n")
-        cls.pending = signum
-
-
-@contextmanager
-def held():
-    """Inside, a signal waits until the block's end, so that what belongs together is done wholly or not at all."""
-    _Signals.held += 1
-    try:
-        yield
-    finally:
-        _Signals.held -= 1
-        if not _Signals.held and _Signals.pending is not None:
-            signum, _Signals.pending = _Signals.pending, None
-            raise Interrupted(signum)
-
-
-def run(main: Callable[[], None]) -> None:
-    """Runs an entry point and ends the process as its user expects.
-
-    Exit status 0, or 1 with one line for what the user can mend, or 130 / 143 after Ctrl-C / SIGTERM. Bugs keep their
-    traceback.
-    """
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _Signals.handle)
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Interrupted as interruption:
-        print(f"interrupted by {interruption}", file=sys.stderr)
-        sys.exit(128 + interruption.signum)
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
-            raise
-        reason = (str(error).splitlines() or ["MemoryError"])[0]
-        sys.exit(
-            f"error: out of memory ({reason}): lower --batch_size or --patch_size, raise --split_batch, or test with --chop"
-        )
 
 
 def choose_device(*, cpu: bool, n_gpus: int, asked: bool, precision: str = "single") -> torch.device:
@@ -160,27 +101,28 @@ def load_tensors(path: Path) -> dict:
         UserError: if the file is missing, damaged, or holds anything but tensors and plain values.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old pickles, which load or are refused all the same
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file: check the path") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, expected a file of weights such as {path}/model_best.pt") from None
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "global" in str(error).lower():
+        if "GLOBAL" in str(error):  # the name of a class or function, which loading would have called
             raise UserError(
                 f"{path}: refused, because it holds more than tensors and plain values, and could run code: "
                 "save the state dict alone, torch.save(model.state_dict(), FILE)"
             ) from None
-        raise UserError(_damaged(path, error)) from None
+        raise UserError(_damaged(path, "its content is not torch's")) from None
     except MemoryError:
         raise
     except Exception as error:  # torch raises many types for a damaged file: RuntimeError, EOFError, KeyError …
-        raise UserError(_damaged(path, error)) from None
+        raise UserError(_damaged(path, (str(error).strip().splitlines() or [type(error).__name__])[0])) from None
 
 
-def _damaged(path: Path, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-    return f"{path}: is damaged or no torch file ({reason}): use another copy"
+def _damaged(path: Path, reason: str) -> str:
+    return f"{path}: is damaged, or no file of tensors that torch wrote ({reason[:120]}): use another copy"
 
 
 class _Terminal(logging.Handler):

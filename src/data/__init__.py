@@ -65,10 +65,11 @@ def build_test_sets(args) -> list[TestSet]:
 def train_batches(
     train_set: TrainSet, *, batch_size: int, n_threads: int, first: int = 0, pin_memory: bool = False
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
-    """Batches number `first`, `first` + 1, … without end: (lr, hr, names), uint8 (N, C, p/scale, p/scale), (N, C, p, p).
+    """Batches number `first`, `first` + 1, … without end.
 
-    Batch b holds the samples b * batch_size and on. Loaded ahead by `n_threads` processes, no more than there are
-    cores; 0 loads in this one. Closing the iterator ends the processes.
+    A batch is (lr, hr, names): uint8 (N, C, p/scale, p/scale) and (N, C, p, p), and the names of the images. Batch b
+    holds the samples b * batch_size and on. Loaded ahead by `n_threads` processes, no more than there are cores; 0
+    loads in this one. Closing the iterator ends the processes.
     """
     numbers = (range(b * batch_size, (b + 1) * batch_size) for b in itertools.count(first))
     loader = DataLoader(
@@ -88,7 +89,7 @@ def train_batches(
                 raise UserError(str(error).strip().splitlines()[-1].removeprefix("errors.UserError: ")) from None
             yield batch
     finally:
-        del batches
+        _end_workers(batches)
 
 
 def usable_cores() -> int:
@@ -98,9 +99,20 @@ def usable_cores() -> int:
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
     # A Ctrl-C in the terminal, or a scheduler's SIGTERM, reaches the workers too. The parent ends them when it has
-    # saved its state; a worker that dies first would look like a failure.
+    # saved its state; a worker that died before that would raise an error in the middle of the parent's step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end_workers(batches) -> None:
+    """Ends a loader's processes now. Dropping the iterator is not enough: an exception's traceback may still hold it,
+    and the interpreter's own end would wait for ever for processes that ignore SIGTERM."""
+    workers = getattr(batches, "_workers", [])
+    if workers:
+        batches._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _image_set(args, name: str, root: Path, hr_paths: list[Path], lr_folder: Path) -> ImageSet:

@@ -71,7 +71,7 @@ def read_image(path: Path) -> np.ndarray:
             pixels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         else:
             pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
-    return pixels.reshape(pixels.shape[0], pixels.shape[1], -1)
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
@@ -90,7 +90,7 @@ def is_fresh(cache: Path, image: Path) -> bool:
     """Whether the decoded copy is there and no older than its image."""
     try:
         return cache.stat().st_mtime_ns >= image.stat().st_mtime_ns
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -189,6 +189,11 @@ class TestSet(Dataset):
         self.scale, self.n_colors = scale, n_colors
 
     @property
+    def label(self) -> str:
+        """Name and scale, as in "Set5 x4"."""
+        return f"{self.name} x{self.scale}"
+
+    @property
     def scored(self) -> bool:
         """Whether there is ground truth to score against."""
         return all(pair.hr is not None for pair in self.pairs)

@@ -11,12 +11,13 @@ No file is touched here: `unpack` takes what was read, `pack` returns what is to
 
 import logging
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 
 from errors import UserError
-from model import MODELS
+from model import MODELS, build_model
 from model.recalibration import basis_is_frozen, is_recalibrated
 
 log = logging.getLogger("krgn")
@@ -86,7 +87,10 @@ def adopt(args, checkpoint: Checkpoint):
     Raises:
         UserError: if a flag that was given contradicts the file, or the file is of another network.
     """
-    found = _structure(args, checkpoint)
+    name = checkpoint.facts.get("model", args.model)
+    if name != args.model:
+        raise UserError(f"--model {args.model}, but {checkpoint.path} has {name}: give --model {name} or another file")
+    found = _structure(checkpoint, name)
     trained = not args.test_only
     kernels = "recalibrated" if checkpoint.recalibrated else "plain"
     if checkpoint.recalibrated or args.test_only:
@@ -116,20 +120,38 @@ def adopt(args, checkpoint: Checkpoint):
     return args.replace(**found)
 
 
-def _structure(args, checkpoint: Checkpoint) -> dict:
+def _structure(checkpoint: Checkpoint, model: str) -> dict:
     """The hyper-parameters that the file states or shows."""
-    name = checkpoint.facts.get("model", args.model)
-    if name != args.model:
-        raise UserError(f"--model {args.model}, but {checkpoint.path} has {name}: give --model {name} or another file")
     try:
-        shown = MODELS[args.model].structure(checkpoint.state)
+        shown = MODELS[model].structure(checkpoint.state)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         first = ", ".join(list(checkpoint.state)[:3])
         raise UserError(
-            f"{checkpoint.path}: is no {args.model}, it lacks {error} and has {first}, …: give a file of that network"
+            f"{checkpoint.path}: is no {model}, it lacks {error} and has {first}, …: give a file of that network"
         ) from None
-    stated = {flag: checkpoint.facts[flag] for flag in ("dilation", "act") if flag in checkpoint.facts}
-    return shown | stated
+    return shown | {flag: checkpoint.facts[flag] for flag in ("dilation", "act") if flag in checkpoint.facts}
+
+
+def rebuild(checkpoint: Checkpoint, *, dilation: int | None = None) -> nn.Module:
+    """The network of a file from the file alone, with its weights, in the file's form.
+
+    Args:
+        dilation: for a bare state dict, which does not say it; None: 3, as in the published weights.
+
+    Raises:
+        UserError: if the file is of no known network, its weights do not fit, or it says another dilation.
+    """
+    model = checkpoint.facts.get("model", "KRGN")
+    if model not in MODELS:
+        raise UserError(f"{checkpoint.path}: has a network {model}, known are {', '.join(MODELS)}: give another file")
+    stated = checkpoint.facts.get("dilation", dilation)
+    if dilation not in (None, stated):
+        raise UserError(f"--dilation {dilation}, but {checkpoint.path} has {stated}: drop --dilation")
+    found = {"act": "lrelu", "dilation": stated or 3} | _structure(checkpoint, model)
+    kernels = "recalibrated" if checkpoint.recalibrated else "plain"
+    network = build_model(SimpleNamespace(model=model, kernels=kernels, basis="trained", **found))
+    load_weights(network, checkpoint)
+    return network
 
 
 def load_pre_train(args, network: nn.Module, checkpoint: Checkpoint) -> None:

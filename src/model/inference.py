@@ -27,7 +27,7 @@ def chop(model: Network, image: torch.Tensor, scale: int) -> torch.Tensor:
     for top, bottom, start, end in _halves(height):
         row = []
         for left, right, first, last in _halves(width):
-            quadrant = model(image[..., top:bottom, left:right].contiguous())
+            quadrant = model(image[..., top:bottom, left:right])
             row.append(
                 quadrant[
                     ..., scale * (start - top) : scale * (end - top), scale * (first - left) : scale * (last - left)
@@ -53,7 +53,7 @@ def self_ensemble(model: Network, image: torch.Tensor) -> torch.Tensor:
     for turns in range(4):
         for mirrored in (False, True):
             view = torch.rot90(image.flip(-1) if mirrored else image, turns, dims=(-2, -1))
-            out = torch.rot90(model(view.contiguous()), -turns, dims=(-2, -1))
+            out = torch.rot90(model(view), -turns, dims=(-2, -1))
             out = out.flip(-1) if mirrored else out
             total = out if total is None else total + out
     return total / 8

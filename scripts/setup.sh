@@ -1,0 +1,46 @@
+# Sourced by the other scripts: leaves $PYTHON, a Python 3.10+ with everything that the named requirement files pin.
+#
+#     source scripts/setup.sh requirements.txt [requirements-dev.txt]
+#
+# Uses the virtual environment that is active, else makes .venv in the project. Installs only when a file has changed.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+if [ -n "${VIRTUAL_ENV:-}" ]; then
+    environment="$VIRTUAL_ENV"
+else
+    environment="$ROOT/.venv"
+    if [ ! -x "$environment/bin/python" ]; then
+        base=""
+        for candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do
+            if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+                base="$candidate"
+                break
+            fi
+        done
+        [ -n "$base" ] || fail "no Python 3.10 or newer was found: install one, or activate a virtual environment that has it"
+        echo "== making a virtual environment in $environment ($("$base" --version))"
+        "$base" -m venv "$environment" || {
+            rm -rf "$environment"
+            fail "$base cannot make virtual environments: install its venv module (Debian, Ubuntu: apt install python3-venv)"
+        }
+    fi
+fi
+PYTHON="$environment/bin/python"
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "$PYTHON is older than Python 3.10"
+
+for name in "$@"; do
+    # The copy says what was installed; it is written only when that went well.
+    installed="$environment/installed-by-krgn-$name"
+    if ! cmp -s "$ROOT/$name" "$installed"; then
+        echo "== installing what $name names into $environment (torch is large: this can take minutes)"
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$ROOT/$name" \
+            || fail "pip could not install $name: its reason stands above"
+        cp "$ROOT/$name" "$installed"
+    fi
+done

@@ -1,0 +1,350 @@
+"""Files, caches and samples: every kind of image, every kind of damage, the same batches for any number of workers."""
+
+import itertools
+import multiprocessing
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data import build_test_sets, build_train_set, resize, train_batches
+from data import image as files
+from data.srdata import ImageSet, TrainSet, cached, pair_up, to_tensor
+from errors import UserError
+from metrics import rgb_to_y
+from option import parse_args
+
+RANDOM = np.random.default_rng(0)
+
+
+def png16(path: Path, pixels: np.ndarray, colour_type: int) -> None:
+    """A 16-bit PNG, which Pillow cannot write for colours."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, colour_type, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("L", None), ("LA", 2), ("RGB", 3), ("RGBA", 4), ("P", None), ("1", None), ("CMYK", 4)]
+)
+def test_every_kind_of_image(tmp_path, mode, channels):
+    values = RANDOM.integers(0, 256, (6, 5) if channels is None else (6, 5, channels), dtype=np.uint8)
+    if mode == "P":
+        image = Image.fromarray(values, "P")
+        image.putpalette(RANDOM.integers(0, 256, 768, dtype=np.uint8).tobytes())
+        expected = np.asarray(image.getpalette(), np.uint8).reshape(-1, 3)[values]
+    elif mode == "1":
+        image, expected = Image.fromarray(values > 127), (values > 127)[..., None] * 255
+    elif mode == "CMYK":
+        image = Image.fromarray(values, mode)
+        expected = np.asarray(image.convert("RGB"))
+    else:
+        image, expected = Image.fromarray(values, mode), values.reshape(6, 5, -1)[..., : 1 if mode[0] == "L" else 3]
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    image.save(path)
+    pixels = files.read_image(path)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, expected)
+    assert files.read_size(path) == (6, 5)
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (6, 4)])
+def test_of_16_bits_the_high_byte_counts(tmp_path, colour_type, channels):
+    values = RANDOM.integers(0, 65536, (4, 3, channels), dtype=np.uint16)
+    png16(tmp_path / "deep.png", values, colour_type)
+    assert np.array_equal(files.read_image(tmp_path / "deep.png"), values[..., :3] >> 8)
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "float"])
+def test_broken_files_are_named_in_one_line(tmp_path, photo, damage):
+    path = tmp_path / "broken.png"
+    files.write_png(path, photo)
+    whole = path.read_bytes()
+    if damage == "float":
+        path = tmp_path / "broken.tif"
+        Image.fromarray(np.ones((4, 4), np.float32)).save(path)
+    else:
+        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"no image at all"}[damage])
+    with pytest.raises(UserError) as raised:
+        files.read_image(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_colours_and_gray_become_what_the_network_takes():
+    gray, colour = (RANDOM.integers(0, 256, (4, 3, c), dtype=np.uint8) for c in (1, 3))
+    assert to_tensor(gray, 3).shape == (3, 4, 3)
+    assert torch.equal(to_tensor(gray, 3)[2], torch.from_numpy(gray[..., 0]))
+    luma = rgb_to_y(torch.from_numpy(colour).permute(2, 0, 1)).round()
+    assert torch.equal(to_tensor(colour, 1).double(), luma)
+    assert torch.equal(to_tensor(gray, 1)[0], torch.from_numpy(gray[..., 0]))
+
+
+# --- LR images and pairs ---
+
+
+def hr_of(small_set: Path) -> tuple[list[Path], Path]:
+    root = small_set / "Small"
+    return files.list_images(root / "Small_train_HR"), root / "Small_train_LR_bicubic"
+
+
+def test_missing_lr_images_are_made_once(small_set, caplog):
+    hr, lr = hr_of(small_set)
+    pairs = pair_up(hr, lr, 2, n_threads=2)
+    assert [pair.name for pair in pairs] == ["0001", "0002", "0003", "0004", "0005", "0006"]
+    made = pairs[0].lr
+    assert made == lr / "X2/0001x2.png"
+    assert np.array_equal(files.read_image(made), resize.downscale(files.read_image(hr[0]), 2))
+    before = made.stat().st_mtime_ns
+    pair_up(hr, lr, 2, n_threads=2)
+    assert made.stat().st_mtime_ns == before
+
+
+def test_hr_that_is_no_multiple_of_the_scale_is_cropped(small_set):
+    options = parse_args(test_flags(small_set, "--scale", "7"))
+    lr, hr, _ = build_test_sets(options)[0][0]
+    assert lr.shape == (3, 60 // 7, 64 // 7)
+    assert hr.shape == (3, 60 // 7 * 7, 64 // 7 * 7)
+
+
+def test_a_pair_that_does_not_fit_is_named(small_set):
+    hr, lr = hr_of(small_set)
+    files.write_png(lr / "X2/0003x2.png", np.zeros((10, 11, 3), np.uint8))
+    with pytest.raises(
+        UserError, match=r"0003x2\.png: 11x10 pixels do not fit 0003\.png's 64x60 at x2: expected 32x30"
+    ):
+        pair_up(hr, lr, 2, n_threads=1)
+
+
+def test_lr_images_that_are_there_may_be_of_another_format(small_set):
+    hr, lr = hr_of(small_set)
+    (lr / "X2").mkdir(parents=True)
+    Image.new("RGB", (32, 30), (1, 2, 3)).save(lr / "X2/0002x2.bmp")
+    assert pair_up(hr, lr, 2, n_threads=1)[1].lr.name == "0002x2.bmp"
+
+
+# --- decoded copies ---
+
+
+def image_set(small_set: Path) -> tuple[ImageSet, Path]:
+    return ImageSet("Small", pair_up(*hr_of(small_set), 2, n_threads=1)), small_set / "Small"
+
+
+def test_decoded_copies_are_made_and_made_anew_when_outdated(small_set):
+    original, root = image_set(small_set)
+    copy = cached(original, root, reset=False, n_threads=2)
+    path = original.pairs[0].hr
+    cache = files.cache_path(root, path)
+    assert cache == root / "bin/Small_train_HR/0001.png.npy"
+    assert np.array_equal(copy.open(path), files.read_image(path))
+    assert isinstance(copy.open(path), np.memmap)
+
+    before = cache.stat().st_mtime_ns
+    cached(original, root, reset=False, n_threads=2)
+    assert cache.stat().st_mtime_ns == before
+
+    files.write_png(path, np.full((60, 64, 3), 9, np.uint8))
+    os.utime(path, ns=(before + 10**9, before + 10**9))
+    assert (cached(original, root, reset=False, n_threads=2).open(path) == 9).all()
+
+    np.save(cache, np.zeros((60, 64, 3), np.uint8))
+    os.utime(cache, ns=(before + 2 * 10**9, before + 2 * 10**9))
+    assert (cached(original, root, reset=False, n_threads=2).open(path) == 0).all()
+    assert (cached(original, root, reset=True, n_threads=2).open(path) == 9).all()
+
+
+def test_a_conversion_that_fails_leaves_nothing_behind(small_set):
+    original, root = image_set(small_set)
+    path = original.pairs[2].hr
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"0003\.png"):
+        cached(original, root, reset=False, n_threads=2)
+    assert not files.cache_path(root, path).exists()
+    assert not list((root / "bin").rglob("*.tmp"))
+
+
+def _convert_all(small_set: Path) -> None:
+    original, root = image_set(small_set)
+    for _ in range(5):
+        cached(original, root, reset=True, n_threads=2)
+
+
+def test_several_processes_may_convert_at_once(small_set):
+    original, root = image_set(small_set)
+    processes = [multiprocessing.get_context("spawn").Process(target=_convert_all, args=(small_set,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    copy = cached(original, root, reset=False, n_threads=1)
+    for pair in original.pairs:
+        assert np.array_equal(copy.open(pair.hr), files.read_image(pair.hr))
+    assert not list((root / "bin").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle"])
+def test_damaged_copies_are_refused_by_name(small_set, damage):
+    original, root = image_set(small_set)
+    copy = cached(original, root, reset=False, n_threads=1)
+    cache = files.cache_path(root, original.pairs[0].hr)
+    if damage == "truncated":
+        cache.write_bytes(cache.read_bytes()[:300])
+    else:
+        np.save(cache, np.array([{"code": "could run"}]), allow_pickle=True)
+    with pytest.raises(UserError, match=r"0001\.png\.npy.*--ext sep_reset"):
+        copy.open(original.pairs[0].hr)
+
+
+def test_a_folder_that_cannot_be_written_is_decoded_each_time(small_set, caplog):
+    original, root = image_set(small_set)
+    (root / "bin").write_text("a file where the folder should be")
+    copy = cached(original, root, reset=False, n_threads=1)
+    assert copy.cache_root is None
+    assert copy.open(original.pairs[0].hr).shape == (60, 64, 3)
+
+
+# --- samples ---
+
+
+def test_flags(small_set: Path, *flags: str) -> list[str]:
+    return ["--dir_data", str(small_set), "--data_train", "Small", "--data_test", "Small", "--data_range", "1-4/5-6",
+            "--patch_size", "24", "--test_only", "--pre_train", "-", *flags]  # fmt: skip
+
+
+test_flags.__test__ = False
+
+
+def train_set(small_set: Path, *flags: str) -> TrainSet:
+    return build_train_set(parse_args(test_flags(small_set, "--scale", "2", *flags)))
+
+
+def test_patches_are_aligned(small_set):
+    """Shrinking an HR patch gives the LR patch, away from its borders, in every one of the eight views."""
+    samples = train_set(small_set)
+    views = set()
+    for k in range(40):
+        lr, hr, _ = samples[k]
+        assert lr.shape == (3, 12, 12)
+        assert hr.shape == (3, 24, 24)
+        assert lr.dtype == hr.dtype == torch.uint8
+        shrunk = resize.downscale(hr.permute(1, 2, 0).numpy(), 2)
+        # Rounding after each pass makes the recipe differ by one level at most when the axes are exchanged.
+        inner = np.abs(shrunk.astype(int) - lr.permute(1, 2, 0).numpy())[3:-3, 3:-3]
+        assert inner.max() <= 1
+        views.add(lr.numpy().tobytes())
+    assert len(views) == 40
+
+
+def test_augmentation_reaches_all_eight_views(small_set, photo):
+    """One image exactly as large as a patch: what remains random is the view."""
+    for path in hr_of(small_set)[0]:
+        files.write_png(path, photo[100:124, 100:124])
+    samples = train_set(small_set)
+    assert len({samples[k][1].numpy().tobytes() for k in range(200)}) == 8
+    plain = train_set(small_set, "--no_augment")
+    assert torch.equal(plain[0][1], to_tensor(photo[100:124, 100:124], 3))
+
+
+def test_each_pass_takes_every_image_once(small_set):
+    samples = train_set(small_set)
+    passes = [[samples[k][2] for k in range(4 * turn, 4 * turn + 4)] for turn in range(6)]
+    assert all(sorted(names) == ["0001", "0002", "0003", "0004"] for names in passes)
+    assert len({tuple(names) for names in passes}) > 1
+
+
+def test_the_same_batches_for_any_number_of_workers(small_set):
+    def first_batches(n_threads: int, first: int = 0, count: int = 5) -> list:
+        batches = train_batches(train_set(small_set), batch_size=3, n_threads=n_threads, first=first)
+        taken = list(itertools.islice(batches, count))
+        batches.close()
+        return taken
+
+    expected = first_batches(0)
+    for got in (first_batches(1), first_batches(2), first_batches(0, 0, 2) + first_batches(2, 2, 3)):
+        for (lr_a, hr_a, names_a), (lr_b, hr_b, names_b) in zip(expected, got, strict=True):
+            assert torch.equal(lr_a, lr_b)
+            assert torch.equal(hr_a, hr_b)
+            assert list(names_a) == list(names_b)
+    other = build_train_set(parse_args(test_flags(small_set, "--scale", "2", "--seed", "2")))
+    assert not torch.equal(other[0][0], expected[0][0][0])
+
+
+def test_a_worker_reports_a_broken_image_in_one_line(small_set):
+    samples = train_set(small_set, "--ext", "img")
+    path = samples.images[1][0].hr
+    path.write_bytes(path.read_bytes()[:500])
+    batches = train_batches(samples, batch_size=4, n_threads=1)
+    with pytest.raises(UserError) as raised:
+        next(batches)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+# --- sets that cannot be used ---
+
+
+def test_an_image_smaller_than_a_patch(small_set):
+    with pytest.raises(UserError, match=r"0001\.png: 64x60 pixels are smaller than a patch of 62: lower --patch_size"):
+        build_train_set(parse_args([*test_flags(small_set), "--scale", "2", "--patch_size", "62"]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--data_train", "Nothing"), ("Nothing_train_HR", "--dir_data")),
+        (("--data_train", "Empty"), ("no images",)),
+        (("--data_range", "1-7/5-6"), ("1-7", "6 images")),
+        (("--data_range", "9-12/5-6"), ("9-12", "6 images")),
+    ],
+)
+def test_training_sets_that_are_not_there(small_set, flags, words):
+    (small_set / "Empty/Empty_train_HR").mkdir(parents=True)
+    with pytest.raises(UserError) as raised:
+        build_train_set(parse_args(test_flags(small_set, "--scale", "2", *flags)))
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_the_default_range_takes_what_a_small_set_has(small_set):
+    flags = ["--dir_data", str(small_set), "--data_train", "Small", "--patch_size", "24", "--scale", "2"]
+    assert len(build_train_set(parse_args(flags))) == 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--data_test", "Set99"), ("Set99", "benchmark")),
+        (("--data_test", "Demo", "--dir_demo", "no/such/folder"), ("no/such/folder", "--dir_demo")),
+        (("--data_test", "NoHR"), ("NoHR", "HR")),
+        (("--data_range", "1-4/6-7"), ("6-7", "6 images")),
+    ],
+)
+def test_test_sets_that_are_not_there(small_set, flags, words):
+    (small_set / "benchmark/NoHR").mkdir(parents=True)
+    with pytest.raises(UserError) as raised:
+        build_test_sets(parse_args(test_flags(small_set, "--scale", "2", *flags)))
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_other_trees(small_set, photo):
+    """Benchmark folders, HR + LR_bicubic right below the set, and a user's own images."""
+    files.write_png(small_set / "benchmark/Mine/HR/cat.png", photo[:41, :53])
+    files.write_png(small_set / "Own/HR/cat.png", photo[:40, :52])
+    flags = test_flags(small_set, "--scale", "4", "--data_range", "1-1/1-1", "--dir_demo", str(small_set / "Own/HR"))
+    mine, own, demo = build_test_sets(parse_args([*flags, "--data_test", "Mine+Own+Demo"]))
+    assert mine[0][0].shape == (3, 10, 13)
+    assert (small_set / "benchmark/Mine/LR_bicubic/X4/catx4.png").exists()
+    assert own[0][1].shape == (3, 40, 52)
+    lr, hr, name = demo[0]
+    assert (lr.shape, hr, name) == ((3, 40, 52), None, "cat")
+    assert not demo.scored

@@ -1,0 +1,133 @@
+"""The house rules: who may import whom, no side effects of imports, and a README whose commands are real."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SRC
+
+import demo
+import export
+import kl
+from option import build_parser
+
+# From the bottom up: a room may import rooms of the lines above its own, and its own package.
+LEVELS = [
+    {"errors", "metrics", "option"},
+    {"utility", "figures", "model", "loss"},
+    {"data", "experiment"},
+    {"evaluate"},
+    {"trainer"},
+    {"main", "export", "kl", "demo"},
+]
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+FILES = sorted(SRC.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found & LEVEL.keys()
+
+
+def test_every_room_has_its_level():
+    assert {room_of(path) for path in FILES} == LEVEL.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_imports_point_down(path):
+    room = room_of(path)
+    for other in imports(path) - {room}:
+        assert LEVEL[other] < LEVEL[room], f"{path.name} imports {other}"
+    if room in ("model", "metrics"):
+        assert not imports(path) & {"data", "utility", "option", "experiment"}
+    if room == "option":
+        assert not imports(path) - {"option"}
+
+
+def test_importing_has_no_side_effects(tmp_path):
+    """Every room is imported in a folder of its own, with arguments that would be a mistake: nothing happens."""
+    rooms = [".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
+    code = f"import sys; sys.path.insert(0, {str(SRC)!r}); sys.argv = ['x', '--wrong']; import {', '.join(rooms)}"
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_are_answered_before_anything_heavy_is_imported():
+    code = "import sys; sys.path.insert(0, 'src'); import main; assert 'torch' not in sys.modules, 'torch'"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# --- README ---
+
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    """The lines of every bash block in the README and in scripts/, continuation lines joined, comments dropped."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+    blocks += [path.read_text() for path in sorted((ROOT / "scripts").glob("*.sh"))]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+PARSERS = {
+    "main.py": build_parser,
+    "export.py": export.build_parser,
+    "kl.py": kl.build_parser,
+    "demo.py": demo.build_parser,
+}
+PROGRAM_LINES = [line for line in commands() if re.search(r"(main|export|kl|demo)\.py\b", line)]
+
+
+def test_the_readme_has_commands_of_every_program():
+    for name in PARSERS:
+        assert any(name in line for line in PROGRAM_LINES), name
+    assert len(PROGRAM_LINES) >= 15
+
+
+@pytest.mark.parametrize("line", PROGRAM_LINES)
+def test_every_command_parses(line):
+    words = shlex.split(line, comments=True)
+    at = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    arguments = [word for word in words[at + 1 :] if word not in ('"$@"', "$@")]
+    parser = PARSERS[Path(words[at]).name]()
+    if Path(words[at]).name == "main.py":
+        from option import parse_args
+
+        parse_args(arguments)
+    else:
+        parser.parse_args(arguments)
+
+
+def test_scripts_and_pictures_that_the_readme_names_exist():
+    for name in re.findall(r"scripts/\w+\.sh", README):
+        assert (ROOT / name).is_file(), name
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    assert pictures
+    for name in pictures:
+        assert (ROOT / name).is_file(), name
+    for name in re.findall(r"`(src/[\w/]+\.py)`", README):
+        assert (ROOT / name).is_file(), name
+
+
+def test_scripts_are_valid_bash():
+    for path in sorted((ROOT / "scripts").glob("*.sh")):
+        subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_the_licence_is_mit():
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")

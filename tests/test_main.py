@@ -1,0 +1,362 @@
+"""The main job from its command lines: train, resume, test, fold; what a run leaves; how it ends when it must."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SRC, assert_one_line, program, small_run
+from PIL import Image
+
+import export
+from data.image import read_image, write_png
+from errors import UserError
+from main import main
+from model.checkpoint import pack
+from model.krgn import KRGN
+from option import parse_args
+from utility import load_tensors, save_tensors
+
+
+def launch(*flags: str) -> None:
+    main(parse_args(list(map(str, flags))))
+
+
+def history(folder: Path) -> list[dict]:
+    with open(folder / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder: Path, name: str = "latest") -> dict[str, torch.Tensor]:
+    return load_tensors(folder / f"model/model_{name}.pt")["model"]
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def scores(folder: Path, name: str = "Small") -> list[tuple]:
+    with open(folder / f"scores-{name}.csv", newline="") as file:
+        return [(row["image"], float(row["PSNR"]), float(row["SSIM"])) for row in csv.DictReader(file)]
+
+
+def test_train_test_fold(small_set, capsys):
+    """The whole way of one network, and everything it leaves."""
+    folder = small_set.parent / "experiment/small"
+    launch(*small_run(small_set, "--epochs", "3", "--save_models"))
+    rows = history(folder)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert {path.name for path in folder.iterdir()} == {
+        ".experiment", "config.txt", "log.txt", "history.csv", "curves.png", "state.pt", "model",
+    }  # fmt: skip
+    kept = {f"model_{name}.pt" for name in ("latest", "best", 1, 2, 3)} | {f"state_{epoch}.pt" for epoch in (1, 2, 3)}
+    assert {path.name for path in (folder / "model").iterdir()} == kept
+    config = (folder / "config.txt").read_text()
+    assert all(word in config for word in ("n_feats: 8", "torch: ", "git commit: ", "lr: 0.001"))
+    said = (folder / "log.txt").read_text()
+    assert "recalibrated kernels, trained basis" in said
+    assert "[2/4] L1" in said
+    assert Image.open(folder / "curves.png").size[0] > 500
+    # Transforms are trained: they have left zero.
+    assert any(tensor.abs().max() > 0 for name, tensor in weights(folder).items() if name.endswith(".transform"))
+
+    # Testing the checkpoint, its fold, and validation agree.
+    best = max(rows, key=lambda row: float(row["Small PSNR"]))
+    common = ["--cpu", "--test_only", "--dir_data", small_set, "--data_test", "Small", "--data_range", "1-4/5-6",
+              "--dir_experiment", small_set.parent / "experiment"]  # fmt: skip
+    launch(*common, "--pre_train", folder / "model/model_best.pt", "--save", "tested", "--save_results", "--save_gt")
+    tested = scores(folder.parent / "tested")
+    assert np.mean([psnr for _, psnr, _ in tested]) == pytest.approx(float(best["Small PSNR"]), abs=1e-9)
+    export.main(["--pre_train", str(folder / "model/model_best.pt"), "--out", str(folder / "export")])
+    launch(*common, "--pre_train", folder / "export/KRGN_x2_folded.pt", "--save", "tested_fold", "--save_results")
+    folded = scores(folder.parent / "tested_fold")
+    assert [row[0] for row in tested] == [row[0] for row in folded] == ["0005", "0006"]
+    assert np.allclose([row[1:] for row in tested], [row[1:] for row in folded], atol=1e-4)
+
+    results = folder.parent / "tested/results-Small"
+    kinds = [f"{image}_x2_{kind}.png" for image in ("0005", "0006") for kind in ("HR", "LR", "SR")]
+    assert sorted(path.name for path in results.iterdir()) == kinds
+    assert read_image(results / "0005_x2_SR.png").shape == (60, 64, 3)
+    assert read_image(results / "0005_x2_LR.png").shape == (30, 32, 3)
+    assert "Y channel" in capsys.readouterr().out
+
+
+def test_a_stopped_run_goes_on_exactly(small_set):
+    """Two epochs and then two more are the same, bit for bit, as four at once; the rate decays once."""
+    at_once, in_parts = (small_set.parent / f"experiment/{name}" for name in ("at_once", "in_parts"))
+    flags = small_run(small_set, "--decay", "1-3", "--n_threads", "2")
+    launch(*flags, "--save", "at_once", "--epochs", "4")
+    launch(*flags, "--save", "in_parts", "--epochs", "2")
+    launch("--cpu", "--load", "in_parts", "--epochs", "4", "--dir_experiment", small_set.parent / "experiment")
+    assert equal(weights(at_once), weights(in_parts))
+    for a, b in zip(history(at_once), history(in_parts), strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+    assert [float(row["lr"]) for row in history(in_parts)] == [1e-3, 5e-4, 5e-4, 2.5e-4]
+    state_a, state_b = load_tensors(at_once / "state.pt"), load_tensors(in_parts / "state.pt")
+    for a, b in zip(state_a["optimizer"]["state"].values(), state_b["optimizer"]["state"].values(), strict=True):
+        assert equal(a, b)
+    log = (in_parts / "log.txt").read_text()
+    assert log.count("[epoch 1] learning rate") == 1
+    assert log.count("[epoch 4] learning rate") == 1
+
+
+def test_resume_goes_back_to_an_epoch(small_set):
+    folder = small_set.parent / "experiment/small"
+    launch(*small_run(small_set, "--save_models", "--epochs", "3"))
+    after_three = weights(folder)
+    load = ["--cpu", "--load", "small", "--dir_experiment", small_set.parent / "experiment"]
+    launch(*load, "--resume", "1", "--epochs", "2")
+    assert len(history(folder)) == 2
+    launch(*load, "--epochs", "3")
+    assert equal(weights(folder), after_three)
+    with pytest.raises(UserError, match="epochs 1, 2, 3 were kept"):
+        launch(*load, "--resume", "7")
+
+
+def test_going_on_with_a_finished_run_does_nothing(small_set, capsys):
+    launch(*small_run(small_set))
+    launch("--cpu", "--load", "small", "--dir_experiment", small_set.parent / "experiment")
+    assert "nothing to do: 2 of 2 epochs are done" in capsys.readouterr().out
+
+
+def test_going_on_with_other_flags_is_refused(small_set):
+    launch(*small_run(small_set, "--epochs", "1"))
+    with pytest.raises(UserError, match=r"--batch_size 8, but --load small was started with 4"):
+        launch("--load", "small", "--batch_size", "8", "--dir_experiment", small_set.parent / "experiment")
+
+
+def test_two_stages(small_set, capsys):
+    """RefConv's recipe: train plain kernels, then recalibrate over them as a frozen basis."""
+    experiments = small_set.parent / "experiment"
+    launch(*small_run(small_set, "--kernels", "plain", "--save", "plain", "--epochs", "1"))
+    plain = weights(experiments / "plain", "best")
+    assert not any(name.endswith(".transform") for name in plain)
+    launch(
+        *small_run(small_set, "--save", "second", "--epochs", "1"),
+        *("--pre_train", experiments / "plain/model/model_best.pt"),
+    )
+    second = weights(experiments / "second")
+    assert "recalibrated kernels, frozen basis" in capsys.readouterr().out
+    for name in second:
+        if name.endswith(".transform"):
+            assert second[name].abs().max() > 0
+            basis = name.replace(".transform", ".weight")
+            assert torch.equal(second[basis], plain[basis])
+    assert not torch.equal(second["head_conv.weight"], plain["head_conv.weight"])
+
+
+def test_split_batch_gives_the_same_training(small_set):
+    experiments = small_set.parent / "experiment"
+    launch(*small_run(small_set, "--save", "whole", "--epochs", "1"))
+    launch(*small_run(small_set, "--save", "split", "--epochs", "1", "--split_batch", "3"))
+    whole, split = weights(experiments / "whole"), weights(experiments / "split")
+    assert all(torch.allclose(whole[name], split[name], atol=2e-4) for name in whole)
+    a, b = (float(history(experiments / name)[0]["loss"]) for name in ("whole", "split"))
+    assert a == pytest.approx(b, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--optimizer", "SGD", "--lr", "1e-5", "--gclip", "0.1"),
+        ("--optimizer", "RMSprop", "--loss", "1*L1+0.01*MSE"),
+        ("--optimizer", "ADAMW", "--weight_decay", "0.01", "--rgb_range", "1"),
+        ("--n_colors", "1", "--chop", "--self_ensemble", "--ext", "img"),
+        ("--ext", "sep_reset", "--groups", "2", "--no_augment", "--test_every", "0"),
+        ("--precision", "bf16"),
+    ],
+)
+def test_every_kind_of_training(small_set, flags):
+    launch(*small_run(small_set, "--epochs", "1", *flags))
+    row = history(small_set.parent / "experiment/small")[0]
+    assert np.isfinite(float(row["loss"]))
+    assert float(row["Small PSNR"]) > 5
+
+
+def test_bad_batches_are_skipped_and_end_a_run_that_diverged(small_set, capsys):
+    flags = small_run(small_set, "--optimizer", "SGD", "--lr", "1e6", "--epochs", "1", "--test_every", "300")
+    with pytest.raises(UserError, match="diverged"):
+        launch(*flags)
+    assert "skipped: its loss is too high or not finite" in capsys.readouterr().out
+
+
+def test_own_images_without_ground_truth(small_set, photo, capsys):
+    write_png(small_set / "mine/gray.png", photo[:20, :31, :1])
+    weights_path = small_set / "weights.pt"
+    save_tensors(weights_path, pack(KRGN(scale=3, n_feats=8, n_resgroups=1), "KRGN"))
+    launch("--cpu", "--test_only", "--pre_train", weights_path, "--data_test", "Demo", "--dir_demo", small_set / "mine",
+           "--dir_experiment", small_set / "experiment", "--save", "own")  # fmt: skip
+    assert read_image(small_set / "experiment/own/results-Demo/gray_x3_SR.png").shape == (60, 93, 3)
+    said = capsys.readouterr().out
+    assert "no ground truth" in said
+    assert "PSNR" not in said
+
+
+# --- the experiment's folder ---
+
+
+def test_an_existing_run_is_not_overwritten(small_set):
+    folder = small_set.parent / "experiment/small"
+    launch(*small_run(small_set, "--epochs", "1"))
+    before = weights(folder)
+    with pytest.raises(UserError, match=r"--load small.*--reset"):
+        launch(*small_run(small_set, "--epochs", "1"))
+    (folder / "notes.txt").write_text("mine")
+    (folder / "results-Mine").mkdir()
+    (folder / "results-Mine/notes.txt").write_text("mine too")
+    # A mistake in the data must not cost the old run.
+    with pytest.raises(UserError, match="Nothing"):
+        launch(*small_run(small_set, "--reset", "--data_train", "Nothing"))
+    assert equal(weights(folder), before)
+    launch(*small_run(small_set, "--epochs", "1", "--reset", "--seed", "5"))
+    assert not equal(weights(folder), before)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "results-Mine/notes.txt").read_text() == "mine too"
+    assert (folder / "log.txt").read_text().count("[epoch 1] learning rate") == 1
+
+
+def test_a_folder_of_somebody_else_is_left_alone(small_set):
+    folder = small_set.parent / "experiment/small"
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("five years")
+    for reset in ([], ["--reset"]):
+        with pytest.raises(UserError, match="was not made by this program"):
+            launch(*small_run(small_set, *reset))
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_nothing_to_go_on_with(small_set):
+    with pytest.raises(UserError, match="--load nowhere"):
+        launch("--load", "nowhere", "--dir_experiment", small_set)
+
+
+# --- how a run ends ---
+
+
+def start(*flags) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-u", "main.py", *map(str, flags)],
+        cwd=SRC,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(process: subprocess.Popen, words: str) -> None:
+    for line in process.stdout:
+        if words in line:
+            return
+    raise AssertionError(f"{words!r} never came: {process.stderr.read()}")
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(word) for word in found.stdout.split()]
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_state_and_ends_the_workers(small_set, signum, status):
+    """Within an epoch, sent to the whole group as a terminal does; going on then gives the same weights."""
+    experiments = small_set.parent / "experiment"
+    flags = small_run(small_set, "--n_threads", "2", "--test_every", "40", "--print_every", "1", "--epochs", "1")
+    process = start(*flags)
+    wait_for(process, "[5/40]")
+    workers = children(process.pid)
+    os.killpg(process.pid, signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert "Traceback" not in err
+    assert len(workers) == 2
+    deadline = time.time() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    state = load_tensors(experiments / "small/state.pt")
+    assert state["progress"]["epoch"] == 0
+    assert 5 <= state["progress"]["batch"] < 40
+    assert "--load small" in out
+
+    launch("--cpu", "--load", "small", "--dir_experiment", experiments)
+    launch(*flags, "--save", "undisturbed", "--n_threads", "0")
+    assert equal(weights(experiments / "small"), weights(experiments / "undisturbed"))
+    a, b = (history(experiments / name)[0]["loss"] for name in ("small", "undisturbed"))
+    assert a == b
+
+
+def test_a_killed_run_goes_on(small_set):
+    experiments = small_set.parent / "experiment"
+    flags = small_run(small_set, "--epochs", "3", "--test_every", "30", "--print_every", "1")
+    process = start(*flags)
+    wait_for(process, "[epoch 2] learning rate")
+    wait_for(process, "[10/30]")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert load_tensors(experiments / "small/state.pt")["progress"]["epoch"] == 1
+    launch("--cpu", "--load", "small", "--dir_experiment", experiments)
+    launch(*flags, "--save", "undisturbed")
+    assert equal(weights(experiments / "small"), weights(experiments / "undisturbed"))
+
+
+def test_failures_are_one_line_on_the_real_command_line(small_set, tmp_path):
+    run = program("main.py", *small_run(small_set, "--data_train", "Nothing"))
+    assert_one_line(run, "Nothing", "expected", "--dir_data")
+    assert run.returncode == 1
+    assert not (small_set.parent / "experiment").exists()
+    bad = tmp_path / "weights.pt"
+    bad.write_bytes(b"no weights")
+    assert_one_line(program("main.py", "--cpu", "--test_only", "--pre_train", bad), str(bad), "damaged")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_more_gpus_than_there_are(small_set):
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0,1"}
+    run = program("main.py", "--n_GPUs", "4", env=environment)
+    assert_one_line(run, "--n_GPUs 4", "0 GPUs", "CUDA_VISIBLE_DEVICES", "0,1", "--cpu")
+
+
+def test_a_folder_that_cannot_be_written(small_set, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    flags = [*small_run(small_set), "--dir_experiment", str(tmp_path / "file/experiment")]
+    with pytest.raises(UserError, match="cannot be written"):
+        launch(*flags)
+
+
+# --- published numbers ---
+
+
+def test_published_cfgn_scores(shared, tmp_path, capsys):
+    """Set5 of the published weights with the four quadrants: 32.32 / 0.8957, without a word about the network."""
+    launch("--cpu", "--test_only", "--scale", "4", "--pre_train", shared / "weights/CFGN_x4.pt", "--dir_data", shared,
+           "--data_test", "Set5", "--chop", "--ext", "img", "--dir_experiment", tmp_path, "--save", "cfgn")  # fmt: skip
+    rows = scores(tmp_path / "cfgn", "Set5")
+    assert len(rows) == 5
+    assert np.mean([row[1] for row in rows]) == pytest.approx(32.32, abs=0.005)
+    assert np.mean([row[2] for row in rows]) == pytest.approx(0.8957, abs=0.00005)
+    said = capsys.readouterr().out
+    assert "groups 32" in said
+    assert "plain kernels" in said
+
+
+# --- where there is a GPU ---
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("precision", ["single", "half", "bf16"])
+def test_training_on_a_gpu(small_set, precision):
+    experiments = small_set.parent / "experiment"
+    flags = [flag for flag in small_run(small_set, "--precision", precision) if flag != "--cpu"]
+    launch(*flags, "--epochs", "3", "--n_threads", "2")
+    rows = history(experiments / "small")
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    launch("--load", "small", "--epochs", "4", "--dir_experiment", experiments)
+    assert len(history(experiments / "small")) == 4

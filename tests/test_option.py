@@ -1,0 +1,136 @@
+"""The command line: familiar flags with their defaults, one line for each mistake, options that are read-only."""
+
+import pytest
+from conftest import ROOT, assert_one_line, program
+
+from loss import TERMS
+from model import MODELS
+from model.common import ACTIVATIONS
+from option import ACTIVATIONS as OPTION_ACTIVATIONS
+from option import LOSSES, OptionError, build_parser, continue_with, parse_args
+from option import MODELS as OPTION_MODELS
+
+# Names and defaults that users' launch lines rely on: a change here breaks them.
+DEFAULTS = {
+    "n_threads": 6, "cpu": False, "n_GPUs": 1, "seed": 1, "precision": "single",
+    "dir_data": str(ROOT / "dataset"), "dir_demo": str(ROOT / "test"),
+    "data_train": ("DIV2K",), "data_test": ("DIV2K",),
+    "data_range": ((1, 800), (801, 810)), "ext": "sep", "scale": 4, "patch_size": 192, "rgb_range": 255, "n_colors": 3,
+    "no_augment": False, "model": "KRGN", "pre_train": "", "n_feats": 64, "n_resgroups": 9, "groups": 0, "dilation": 3,
+    "act": "lrelu", "kernels": "recalibrated", "basis": "trained", "epochs": 300, "test_every": 1000, "batch_size": 16,
+    "split_batch": 1, "reset": False, "load": "", "resume": 0, "lr": 1e-4, "decay": (200,), "gamma": 0.5,
+    "optimizer": "ADAM", "momentum": 0.9, "betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0, "gclip": 0,
+    "loss": ((1.0, "L1"),), "skip_threshold": 1e8, "test_only": False, "chop": False, "self_ensemble": False,
+    "dir_experiment": str(ROOT / "experiment"), "save": "test", "save_models": False, "print_every": 100,
+    "save_results": False, "save_gt": False,
+}  # fmt: skip
+
+
+def test_flags_and_defaults_are_frozen():
+    assert parse_args([]).values() == DEFAULTS
+
+
+def test_published_launch_line():
+    """Section 6 of the facts, as it stands."""
+    options = parse_args(
+        "--n_GPUs 4 --n_threads 8 --model KRGN --scale 4 --n_feats 64 --n_resgroups 9 --act lrelu --dilation 3 "
+        "--pre_train pre_train_model_path --save train_ckpt --data_test Set5+Set14+B100+Urban100+Manga109 "
+        "--batch_size 64 --patch_size 256 --save_results --save_models --lr 0.0005 "
+        "--decay 200-400-600-800-1000-1200 --epochs 0".split()
+    )
+    assert options.data_test == ("Set5", "Set14", "B100", "Urban100", "Manga109")
+    assert options.decay == (200, 400, 600, 800, 1000, 1200)
+    assert options.epochs == 0
+    assert options.lr == 0.0005
+
+
+def test_typed_values():
+    options = parse_args("--loss 5*L1+0.1*MSE --betas 0.5 0.9 --data_range 1-20/21-25 --rgb_range 1".split())
+    assert options.loss == ((5.0, "L1"), (0.1, "MSE"))
+    assert tuple(options.betas) == (0.5, 0.9)
+    assert options.data_range == ((1, 20), (21, 25))
+    assert options.given == {"loss", "betas", "data_range", "rgb_range"}
+
+
+def test_options_are_read_only():
+    options = parse_args([])
+    with pytest.raises(AttributeError, match="read-only"):
+        options.scale = 2
+    changed = options.replace(scale=2)
+    assert (options.scale, changed.scale) == (4, 2)
+    with pytest.raises(OptionError, match="--groups"):
+        options.replace(groups=5)
+
+
+MISTAKES = {
+    "--scale 0": ("--scale", "'0'"),
+    "--scale 2+3": ("--scale", "'2+3'", "give one"),
+    "--patch_size 100 --scale 3": ("--patch_size 100", "--scale 3", "99 or 102"),
+    "--n_feats 64 --groups 5": ("--n_feats 64", "--groups 5"),
+    "--model EDSRR": ("--model", "EDSRR", "KRGN"),
+    "--loss 1*L7": ("--loss", "L7", "L1, MSE"),
+    "--loss x*L1": ("--loss", "'x'"),
+    "--optimizer LION": ("--optimizer", "LION", "ADAM"),
+    "--decay 200--400": ("--decay", "200-400-600"),
+    "--decay 400-200": ("--decay", "rising"),
+    "--save ../elsewhere": ("--save", "../elsewhere"),
+    "--save /tmp/elsewhere": ("--save", "/tmp/elsewhere"),
+    "--save .": ("--save",),
+    "--load ../elsewhere": ("--load",),
+    "--no_such_flag": ("--no_such_flag",),
+    "--lr -1": ("--lr", "above 0"),
+    "--lr nan": ("--lr",),
+    "--betas 0.9 1.5": ("--betas", "below 1"),
+    "--data_range 800": ("--data_range", "1-800/801-810"),
+    "--data_range 9-1/2-3": ("--data_range", "backwards"),
+    "--data_test Set5+": ("--data_test",),
+    "--data_test Set5+Set5": ("--data_test", "twice"),
+    "--n_GPUs 0": ("--n_GPUs",),
+    "--batch_size 4 --split_batch 8": ("--split_batch 8", "--batch_size 4"),
+    "--kernels plain --basis frozen": ("--basis frozen", "--kernels plain"),
+    "--load a --reset": ("--reset", "--load"),
+    "--load a --save b": ("--load a", "--save b"),
+    "--resume 3": ("--resume 3", "--load"),
+    "--test_only": ("--test_only", "--pre_train"),
+    "--test_only --load a": ("--load", "--pre_train"),
+    "--test_only --pre_train x --reset": ("--reset",),
+    "--ext png": ("--ext", "sep_reset"),
+    "--epoch 3": ("--epoch",),
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_every_mistake_gets_one_line(line, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_args(line.split())
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code == 2
+    assert len(said.splitlines()) == 1
+    assert all(word in said for word in MISTAKES[line]), said
+
+
+def test_a_mistake_on_the_real_command_line():
+    run = program("main.py", "--scale", "0")
+    assert_one_line(run, "--scale", "'0'")
+    assert run.returncode == 2
+
+
+def test_lists_agree_with_what_there_is():
+    """option.py imports nothing of ours, so its lists are copies."""
+    assert set(OPTION_MODELS) == set(MODELS)
+    assert set(LOSSES) == set(TERMS)
+    assert OPTION_ACTIVATIONS == ACTIVATIONS
+
+
+def test_help_has_every_flag_with_an_explanation():
+    parser = build_parser()
+    assert all(action.help for action in parser._actions)
+    assert "HR pixels" in parser.format_help()
+
+
+def test_going_on_keeps_the_experiment_and_lets_the_rest_change():
+    stored = parse_args("--scale 2 --lr 0.01 --epochs 5 --save run".split()).values()
+    options = continue_with(parse_args("--load run --epochs 9 --cpu --scale 2".split()), stored)
+    assert (options.scale, options.lr, options.epochs, options.cpu, options.save) == (2, 0.01, 9, True, "run")
+    with pytest.raises(OptionError, match=r"--lr 0.5.*0.01"):
+        continue_with(parse_args("--load run --lr 0.5".split()), stored)

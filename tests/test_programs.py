@@ -1,0 +1,164 @@
+"""export.py, kl.py, demo.py and the pictures: against direct computation, and with wrong input."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_one_line, program
+from PIL import Image
+from test_recalibration import randomise
+
+import demo
+import export
+import figures
+import kl
+from data.image import list_images, read_image
+from errors import UserError
+from model.checkpoint import pack, unpack
+from model.krgn import KRGN
+from model.recalibration import fold, is_recalibrated
+from utility import load_tensors, save_tensors
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A small checkpoint in training form, with transforms that are not zero."""
+    path = tmp_path / "model_best.pt"
+    save_tensors(path, pack(randomise(KRGN(scale=3, n_feats=12, n_resgroups=2, groups=4, dilation=2)), "KRGN", epoch=7))
+    return path
+
+
+# --- export ---
+
+
+def test_export_folds(trained, tmp_path, capsys):
+    export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
+    path = tmp_path / "out/KRGN_x3_folded.pt"
+    content = load_tensors(path)
+    assert content["facts"]["folded"] is True
+    assert content["facts"]["epoch"] == 7
+    assert content["facts"]["dilation"] == 2
+    # Strictly the published names and nothing more.
+    plain = KRGN(scale=3, n_feats=12, n_resgroups=2, groups=4, dilation=2, recalibrated=False)
+    plain.load_state_dict(content["model"], strict=True)
+    assert not is_recalibrated(plain)
+    assert "parameters" in capsys.readouterr().out
+    # Its own file may be written again, anybody else's may not.
+    export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
+    path.write_text("somebody's")
+    with pytest.raises(UserError, match="left alone"):
+        export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
+    assert path.read_text() == "somebody's"
+
+
+def test_a_wrong_fold_is_not_written(trained, tmp_path, monkeypatch):
+    def forgets_the_transform(network):
+        for name, parameter in network.named_parameters():
+            if name.endswith(".transform"):
+                parameter.data.zero_()
+        return fold(network)
+
+    original = export.largest_deviation
+
+    def compare(network, folded):
+        return original(export.rebuild(unpack(load_tensors(trained), str(trained))), folded)
+
+    monkeypatch.setattr(export, "fold", forgets_the_transform)
+    monkeypatch.setattr(export, "largest_deviation", compare)
+    with pytest.raises(UserError, match="differs"):
+        export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_of_export(trained, tmp_path):
+    assert_one_line(
+        program("export.py", "--pre_train", tmp_path / "none.pt", "--out", tmp_path), "none.pt", "no such file"
+    )
+    with pytest.raises(UserError, match="--dilation 3"):
+        export.main(["--pre_train", str(trained), "--out", str(tmp_path), "--dilation", "3"])
+
+
+# --- kl ---
+
+
+def test_divergence_against_a_double_loop():
+    kernels = torch.randn(7, 2, 3, 3)
+    expected = np.zeros((7, 7))
+    for i, j in itertools.combinations(range(7), 2):
+        p, q = (kernels[k].flatten().double().softmax(0).tolist() for k in (i, j))
+        expected[i, j] = expected[j, i] = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    matrix = kl.kl_matrix(kernels).numpy()
+    assert np.allclose(matrix, expected, atol=1e-12)
+    assert kl.mean_divergence(matrix) == pytest.approx(expected.sum() / 42)
+
+
+def test_equal_kernels_do_not_diverge():
+    matrix = kl.kl_matrix(torch.ones(5, 1, 3, 3) * torch.randn(3, 3))
+    assert (matrix == 0).all()
+
+
+def test_kl_of_the_training_form(trained, tmp_path, capsys):
+    kl.main(["--pre_train", str(trained), "--out", str(tmp_path / "kl"), "--layer", "2"])
+    names = [f"kl_block{block}_layer2_{row}.npy" for block in (1, 2) for row in ("W_b", "W_t")]
+    assert sorted(path.name for path in (tmp_path / "kl").iterdir()) == sorted([*names, "kl.png"])
+    state = load_tensors(trained)["model"]
+    basis = np.load(tmp_path / "kl/kl_block2_layer2_W_b.npy")
+    assert np.allclose(basis, kl.kl_matrix(state["body.1.blocks.0.conv_acts.1.0.weight"]).numpy())
+    said = capsys.readouterr().out
+    recalibrated = np.load(tmp_path / "kl/kl_block2_layer2_W_t.npy")
+    assert f"block 2: mean divergence W_b {kl.mean_divergence(basis):.4f} -> W_t" in said
+    assert not np.allclose(basis, recalibrated)
+
+
+@pytest.mark.parametrize(("folded", "reason"), [(True, "its basis is gone"), (False, "it has no basis")])
+def test_kl_without_a_basis_draws_one_row(tmp_path, capsys, folded, reason):
+    path = tmp_path / "plain.pt"
+    network = KRGN(scale=2, n_feats=8, n_resgroups=1, recalibrated=False)
+    save_tensors(path, pack(network, "KRGN", **({"folded": True} if folded else {})))
+    kl.main(["--pre_train", str(path), "--out", str(tmp_path / "kl")])
+    assert len(list((tmp_path / "kl").glob("*.npy"))) == 1
+    assert reason in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags", [("--blocks", "3"), ("--blocks", "0"), ("--blocks", "a+b"), ("--layer", "19"), ("--vmax", "0")]
+)
+def test_mistakes_of_kl(trained, tmp_path, flags):
+    with pytest.raises(UserError, match=flags[0]):
+        kl.main(["--pre_train", str(trained), "--out", str(tmp_path / "kl"), *flags])
+    assert not (tmp_path / "kl").exists()
+
+
+# --- figures and demo ---
+
+
+def test_figures_are_pictures(tmp_path):
+    history = [{"epoch": e, "loss": 9 / e, "Set5 PSNR": 30 + e, "Set14 PSNR": math.inf} for e in (1, 2, 3)]
+    pixels = np.zeros((8, 9, 3), np.uint8)
+    drawn = {
+        "curves": figures.curves(history),
+        "no_scores": figures.curves([{"epoch": 1, "loss": 2.0}]),
+        "kernels": figures.kernel_matrices({"W_b": [np.eye(8)] * 2, "W_t": [np.eye(8)] * 2}, [1, 4], vmax=0.1),
+        "crops": figures.crops([("cat", [("LR", pixels), ("HR", pixels)])] * 2),
+    }
+    for name, content in drawn.items():
+        (tmp_path / name).write_bytes(content)
+        assert Image.open(tmp_path / name).size[1] > 200
+
+
+def test_demo_data_has_held_out_photographs(tmp_path):
+    demo.make_data(tmp_path / "Photos")
+    images = list_images(tmp_path / "Photos/Photos_train_HR")
+    assert len(images) == len(demo.TRAINING) + len(demo.HELD_OUT)
+    assert [path.stem for path in images[-3:]] == list(demo.CROPS)
+    assert min(min(read_image(path).shape[:2]) for path in images) >= 192
+    before = [path.stat().st_mtime_ns for path in images]
+    demo.make_data(tmp_path / "Photos")
+    assert [path.stat().st_mtime_ns for path in images] == before
+    for path in images[-3:]:
+        left, top = demo.CROPS[path.stem]
+        height, width = read_image(path).shape[:2]
+        assert left + demo.CROP_SIDE <= width
+        assert top + demo.CROP_SIDE <= height

@@ -1,0 +1,162 @@
+"""RecConv and fold: equation (1), gradients, and folding as the same function."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.krgn import KRGN
+from model.recalibration import RecConv, basis_is_frozen, fold, is_recalibrated
+
+
+def randomise(model: nn.Module, scale: float = 0.3) -> nn.Module:
+    """Random non-zero transforms: with zeros a fold that forgets T would pass."""
+    for module in model.modules():
+        if isinstance(module, RecConv):
+            nn.init.normal_(module.transform, std=scale)
+    return model
+
+
+CASES = list(itertools.product((64, 32, 1), (1, 3), (True, False)))
+
+
+@pytest.mark.parametrize(("groups", "dilation", "bias"), CASES)
+def test_fold_is_the_same_function(groups, dilation, bias):
+    channels = 64 if groups > 1 else 6
+    conv = RecConv(channels, channels, 3, padding=dilation, dilation=dilation, groups=groups, bias=bias)
+    conv = randomise(conv.double())
+    plain = conv.fold()
+    image = torch.randn(2, channels, 13, 17, dtype=torch.float64)
+    assert type(plain) is nn.Conv2d
+    assert torch.allclose(conv(image), plain(image), rtol=0, atol=1e-12)
+    # The test can fail: without T the difference is large.
+    without = F.conv2d(image, conv.weight, conv.bias, padding=dilation, dilation=dilation, groups=groups)
+    assert (without - plain(image)).abs().max() > 0.1
+
+
+def test_kernel_is_equation_1_written_out():
+    """W_t against loops over the definition: T is a k x k cross-correlation over W_b seen as one image."""
+    conv = randomise(RecConv(4, 8, 3, groups=2).double())
+    n, groups_of_t = 8 * 2, 4 * 8 // 2**2
+    assert conv.transform.shape == (n, n // groups_of_t, 3, 3)
+    basis = conv.weight.detach().reshape(n, 3, 3)
+    padded = F.pad(basis, (1, 1, 1, 1))
+    width = n // groups_of_t
+    expected = basis.clone()
+    for out, source, row, column in itertools.product(range(n), range(width), range(3), range(3)):
+        channel = out // width * width + source
+        window = padded[channel, row : row + 3, column : column + 3]
+        expected[out] += conv.transform.detach()[out, source, row, column] * window
+    assert torch.allclose(conv.kernel().reshape(n, 3, 3), expected, atol=1e-12)
+
+
+def test_depthwise_transform_is_dense_across_channels():
+    """At C = 64 T has 64*64*9 weights, as the facts say, and a kernel depends on every other channel's basis."""
+    for groups in (64, 32):
+        assert RecConv(64, 64, 3, groups=groups).transform.numel() == 36_864
+    conv = randomise(RecConv(64, 64, 3, groups=64))
+    (gradient,) = torch.autograd.grad(conv.kernel()[0].sum(), conv.weight)
+    assert (gradient.flatten(1).abs().sum(1) > 0).all()
+
+
+def test_zero_transform_is_the_plain_convolution_bit_for_bit():
+    conv = RecConv(8, 8, 3, padding=1, groups=8)
+    plain = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    plain.load_state_dict({"weight": conv.weight.detach(), "bias": conv.bias.detach()})
+    image = torch.randn(1, 8, 9, 7)
+    assert torch.equal(conv(image), plain(image))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 2, "padding": 1},
+        {"padding": "same", "dilation": 2},
+        {"kernel_size": (3, 5), "padding": (1, 2)},
+        {"padding": 1, "padding_mode": "reflect"},
+        {"kernel_size": 1},
+        {"transform_size": 5, "padding": 2},
+    ],
+)
+def test_any_convolution_folds(options):
+    conv = randomise(RecConv(6, 9, **{"kernel_size": 3, "groups": 3, **options}).double())
+    image = torch.randn(2, 6, 11, 8, dtype=torch.float64)
+    assert torch.allclose(conv(image), conv.fold()(image), atol=1e-12)
+
+
+def test_gradients_reach_basis_and_transform():
+    conv = randomise(RecConv(2, 2, 3, padding=1, groups=2).double())
+    image = torch.randn(1, 2, 4, 4, dtype=torch.float64)
+
+    def run(weight, transform):
+        return torch.func.functional_call(conv, {"weight": weight, "transform": transform}, (image,))
+
+    inputs = [conv.weight.detach().requires_grad_(), conv.transform.detach().requires_grad_()]
+    assert torch.autograd.gradcheck(run, inputs)
+
+
+def test_a_fresh_layer_is_not_dead():
+    """W_b = 0 with T = 0 would never learn; ours starts with a random basis, and T has a gradient at zero."""
+    conv = RecConv(8, 8, 3, padding=1, groups=8)
+    conv(torch.randn(1, 8, 6, 6)).square().mean().backward()
+    assert conv.weight.abs().max() > 0
+    assert conv.transform.abs().max() == 0
+    assert conv.transform.grad.abs().max() > 0
+    assert conv.weight.grad.abs().max() > 0
+
+
+def test_frozen_basis_is_not_trained():
+    conv = RecConv(8, 8, 3, groups=8, train_basis=False)
+    conv(torch.randn(1, 8, 6, 6)).sum().backward()
+    assert conv.weight.grad is None
+    assert conv.transform.grad is not None
+    assert basis_is_frozen(conv)
+
+
+def test_even_transform_is_refused():
+    with pytest.raises(ValueError, match="odd"):
+        RecConv(4, 4, 3, transform_size=2)
+
+
+def test_fold_copies_and_leaves_the_original_alone():
+    model = randomise(nn.Sequential(RecConv(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 2, 1)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    folded = fold(model)
+    assert is_recalibrated(model)
+    assert not is_recalibrated(folded)
+    for tensor in folded.state_dict().values():
+        tensor.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_shared_layer_stays_shared():
+    conv = randomise(RecConv(4, 4, 3, padding=1, groups=4))
+    folded = fold(nn.ModuleDict({"a": conv, "b": nn.Sequential(conv)}))
+    assert folded["a"] is folded["b"][0]
+
+
+@pytest.mark.parametrize("groups", [0, 32, 1])
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_whole_network_folds(groups, dilation):
+    """Training form against folded form, float32, within 1e-3 of the 0-255 range; wrong if T is left out."""
+    n_feats = 64 if groups == 32 else 16
+    network = KRGN(scale=2, n_feats=n_feats, n_resgroups=2, groups=groups, dilation=dilation).eval()
+    randomise(network, 0.05)
+    image = torch.rand(1, 3, 21, 14) * 255
+    with torch.no_grad():
+        expected, got = network(image), fold(network)(image)
+        assert (expected - got).abs().max() < 1e-3
+        for module in network.modules():
+            if isinstance(module, RecConv):
+                module.transform.zero_()
+        assert (expected - network(image)).abs().max() > 1e-2
+
+
+def test_averaging_and_folding_do_not_commute():
+    """W_b + T(W_b) is bilinear: weights must be averaged first and folded afterwards."""
+    one, two = (randomise(RecConv(4, 4, 3, groups=4)) for _ in range(2))
+    mean = RecConv(4, 4, 3, groups=4)
+    mean.load_state_dict({name: (one.state_dict()[name] + two.state_dict()[name]) / 2 for name in mean.state_dict()})
+    assert not torch.allclose(mean.fold().weight, (one.fold().weight + two.fold().weight) / 2, atol=1e-3)
