@@ -1,5 +1,6 @@
 """export.py, kl.py, demo.py and the pictures: against direct computation, and with wrong input."""
 
+import copy
 import itertools
 import math
 
@@ -16,7 +17,7 @@ import figures
 import kl
 from data.image import list_images, read_image
 from errors import UserError
-from model.checkpoint import pack, unpack
+from model.checkpoint import pack
 from model.krgn import KRGN
 from model.recalibration import fold, is_recalibrated
 from utility import load_tensors, save_tensors
@@ -55,18 +56,13 @@ def test_export_folds(trained, tmp_path, capsys):
 
 def test_a_wrong_fold_is_not_written(trained, tmp_path, monkeypatch):
     def forgets_the_transform(network):
+        network = copy.deepcopy(network)
         for name, parameter in network.named_parameters():
             if name.endswith(".transform"):
                 parameter.data.zero_()
         return fold(network)
 
-    original = export.largest_deviation
-
-    def compare(network, folded):
-        return original(export.rebuild(unpack(load_tensors(trained), str(trained))), folded)
-
     monkeypatch.setattr(export, "fold", forgets_the_transform)
-    monkeypatch.setattr(export, "largest_deviation", compare)
     with pytest.raises(UserError, match="differs"):
         export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
@@ -96,7 +92,7 @@ def test_divergence_against_a_double_loop():
 
 def test_equal_kernels_do_not_diverge():
     matrix = kl.kl_matrix(torch.ones(5, 1, 3, 3) * torch.randn(3, 3))
-    assert (matrix == 0).all()
+    assert matrix.abs().max() < 1e-12
 
 
 def test_kl_of_the_training_form(trained, tmp_path, capsys):

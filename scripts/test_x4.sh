@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Tests x4 weights by the published protocol: bash scripts/test_x4.sh FILE [further flags]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
+[ $# -ge 1 ] || fail "name the file of weights: bash scripts/test_x4.sh FILE"
+weights="$(realpath "$1")"
+shift
+cd "$ROOT/src"
+"$PYTHON" -u main.py --test_only --scale 4 --pre_train "$weights" --chop --save test_x4 --save_results \
+    --data_test Set5+Set14+B100+Urban100+Manga109 "$@"
