@@ -25,17 +25,17 @@ step "testing the training form"
     --data_test Photos --data_range 1-11/12-14 --save_results
 
 step "folding"
-"$PYTHON" export.py --pre_train ../experiment/demo/model/model_best.pt --out ../experiment/demo_folded
+"$PYTHON" export.py --pre_train ../experiment/demo/model/model_best.pt --out ../experiment/demo/export
 
 step "testing the folded file"
-"$PYTHON" main.py --test_only --pre_train ../experiment/demo_folded/KRGN_x2_folded.pt --save demo_folded \
+"$PYTHON" main.py --test_only --pre_train ../experiment/demo/export/KRGN_x2_folded.pt --save demo_folded \
     --data_test Photos --data_range 1-11/12-14 --save_results
 
 step "kernel matrices (Figure 4)"
-"$PYTHON" kl.py --pre_train ../experiment/demo/model/model_best.pt --out ../experiment/demo_kernels
+"$PYTHON" kl.py --pre_train ../experiment/demo/model/model_best.pt --out ../experiment/demo/kernels
 
 step "results"
-"$PYTHON" demo.py report --trained demo_trained --folded demo_folded --out ../experiment/demo_crops.png
-echo "  loss and PSNR    ../experiment/demo/curves.png"
-echo "  kernel matrices  ../experiment/demo_kernels/kl.png"
-echo "  SR images        ../experiment/demo_folded/results-Photos/"
+"$PYTHON" demo.py report --trained demo_trained --folded demo_folded --out "$ROOT/experiment/demo/crops.png"
+echo "  loss and PSNR    $ROOT/experiment/demo/curves.png"
+echo "  kernel matrices  $ROOT/experiment/demo/kernels/kl.png"
+echo "  SR images        $ROOT/experiment/demo_folded/results-Photos/"
