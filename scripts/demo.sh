@@ -20,9 +20,9 @@ else
         --test_every 300 --epochs 8 --lr 2e-3 --decay 4-6-7 --save demo --reset
 fi
 
-step "testing the training form"
+step "testing the trained network"
 "$PYTHON" main.py --test_only --pre_train ../experiment/demo/model/model_best.pt --save demo_trained \
-    --data_test Photos --data_range 1-11/12-14 --save_results
+    --data_test Photos --data_range 1-11/12-14
 
 step "folding"
 "$PYTHON" export.py --pre_train ../experiment/demo/model/model_best.pt --out ../experiment/demo/export
@@ -35,7 +35,8 @@ step "kernel matrices (Figure 4)"
 "$PYTHON" kl.py --pre_train ../experiment/demo/model/model_best.pt --out ../experiment/demo/kernels
 
 step "results"
-"$PYTHON" demo.py report --trained demo_trained --folded demo_folded --out "$ROOT/experiment/demo/crops.png"
+"$PYTHON" demo.py report --pre_train ../experiment/demo/model/model_best.pt --folded demo_folded \
+    --out "$ROOT/experiment/demo/crops.png"
 echo "  loss and PSNR    $ROOT/experiment/demo/curves.png"
 echo "  kernel matrices  $ROOT/experiment/demo/kernels/kl.png"
 echo "  SR images        $ROOT/experiment/demo_folded/results-Photos/"

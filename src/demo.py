@@ -18,11 +18,12 @@ import figures
 from data import build_test_sets, resize
 from data.image import read_image, write_png
 from errors import UserError, run
-from evaluate import protocol
+from evaluate import evaluate, protocol
 from metrics import psnr_ssim
+from model.checkpoint import rebuild, unpack
 from option import build_parser as training_parser
 from option import parse_args
-from utility import write_bytes
+from utility import load_tensors, write_bytes
 
 NAME = "Photos"
 # Photographs that the scikit-image package itself ships; the held-out ones are tested, never trained on.
@@ -31,7 +32,7 @@ TRAINING += ("retina", "rocket")
 HELD_OUT = ("astronaut", "chelsea", "coffee")
 
 # What each picture of the report shows of a held-out photograph: (left, top) in HR pixels, and the side.
-CROPS = {"12_astronaut": (170, 60), "13_chelsea": (120, 80), "14_coffee": (225, 20)}
+CROPS = {"12_astronaut": (170, 60), "13_chelsea": (120, 80), "14_coffee": (320, 220)}
 CROP_SIDE = 110
 
 
@@ -45,16 +46,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("data", help="make the data set Photos")
-    report = commands.add_parser("report", help="table and pictures of a test of a trained and of its folded network")
-    report.add_argument("--trained", required=True, metavar="NAME", help="experiment that tested the training form")
-    report.add_argument("--folded", required=True, metavar="NAME", help="experiment that tested the folded form")
-    report.add_argument("--scale", type=int, default=2)
+    report = commands.add_parser("report", help="table and pictures of a trained and of its folded network")
+    report.add_argument("--pre_train", required=True, metavar="FILE", help="checkpoint in training form")
+    report.add_argument("--folded", required=True, metavar="NAME", help="experiment that tested the folded file")
     report.add_argument("--out", required=True, metavar="FILE", help="PNG file for the crops")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs one of the two commands; `utility.run` says how failures end."""
+    """Runs one of the two commands; `errors.run` says how failures end."""
     args = build_parser().parse_args(argv)
     if args.command == "data":
         make_data(Path(args.dir_data) / NAME)
@@ -87,47 +87,59 @@ def make_report(args) -> None:
     """Prints mean scores of bicubic, the network and the folded network, and draws the crops.
 
     Raises:
-        UserError: if one of the two tests has not been run.
+        UserError: if the checkpoint is missing or the test has not been run.
     """
+    network = rebuild(unpack(load_tensors(Path(args.pre_train)), args.pre_train))
+    scale = network.hyperparameters["scale"]
     first = len(TRAINING) + 1
     options = parse_args(
         [
             *("--test_only", "--pre_train", "-", "--dir_data", args.dir_data, "--data_test", NAME),
-            *("--scale", str(args.scale), "--data_range", f"1-{len(TRAINING)}/{first}-{first + len(HELD_OUT) - 1}"),
+            *("--scale", str(scale), "--data_range", f"1-{len(TRAINING)}/{first}-{first + len(HELD_OUT) - 1}"),
         ]
     )
     test_set = build_test_sets(options)[0]
-    experiments = Path(args.dir_experiment)
-    rows, pictures = [], []
+    # main.py folds before it tests; here the training form itself is run, so that the table compares the two.
+    rows = evaluate(network, test_set, device=torch.device("cpu"), rgb_range=network.hyperparameters["rgb_range"]).rows
+    trained = {row["image"]: (row["PSNR"], row["SSIM"]) for row in rows}
+    folded = read_scores(Path(args.dir_experiment) / args.folded)
+    bicubic, pictures = {}, []
     for lr, hr, name in test_set:
-        bicubic = resize.upscale(lr.permute(1, 2, 0).numpy(), args.scale)
-        rows.append(psnr_ssim(torch.from_numpy(bicubic).permute(2, 0, 1), hr, args.scale))
-        sr_path = experiments / args.folded / f"results-{NAME}" / f"{name}_x{args.scale}_SR.png"
-        sr = read_image(sr_path)
-        nearest = np.kron(lr.permute(1, 2, 0).numpy(), np.ones((args.scale, args.scale, 1), np.uint8))
+        lr, hr_pixels = (image.permute(1, 2, 0).numpy() for image in (lr, hr))
+        enlarged = resize.upscale(lr, scale)
+        bicubic[name] = psnr_ssim(torch.from_numpy(enlarged).permute(2, 0, 1), hr, scale)
+        images = {
+            "LR": np.kron(lr, np.ones((scale, scale, 1), np.uint8)),
+            f"bicubic\n{score(bicubic[name])}": enlarged,
+            f"KRGN, folded\n{score(folded[name])}": read_image(
+                Path(args.dir_experiment) / args.folded / f"results-{NAME}" / f"{name}_x{scale}_SR.png"
+            ),
+            "HR": hr_pixels,
+        }
         left, top = CROPS[name]
-        images = {"LR": nearest, "bicubic": bicubic, "KRGN (folded)": sr, "HR": hr.permute(1, 2, 0).numpy()}
         window = (slice(top, top + CROP_SIDE), slice(left, left + CROP_SIDE))
         pictures.append((name.split("_")[1], [(label, pixels[window]) for label, pixels in images.items()]))
-
-    table = {
-        "bicubic": np.mean(rows, axis=0),
-        "KRGN, training form": read_scores(experiments / args.trained / f"scores-{NAME}.csv"),
-        "KRGN, folded": read_scores(experiments / args.folded / f"scores-{NAME}.csv"),
-    }
     write_bytes(Path(args.out), figures.crops(pictures))
-    print(f"\n{NAME}, {len(test_set)} held-out photographs, x{args.scale} ({protocol(options)})\n")
+
+    print(f"\n{NAME}, {len(test_set)} held-out photographs, x{scale} ({protocol(options)})\n")
     print(f"  {'':22}{'PSNR (dB)':>12}{'SSIM':>10}")
-    for label, (psnr, ssim) in table.items():
+    for label, scores in {"bicubic": bicubic, "KRGN, training form": trained, "KRGN, folded": folded}.items():
+        psnr, ssim = np.mean(list(scores.values()), axis=0)
         print(f"  {label:22}{psnr:12.4f}{ssim:10.4f}")
     print(f"\n  crops            {args.out}")
 
 
-def read_scores(path: Path) -> np.ndarray:
-    """Mean (PSNR, SSIM) of a scores-<Set>.csv that `main.py --test_only` wrote."""
+def score(psnr_and_ssim: tuple[float, float]) -> str:
+    """As under the pictures of papers."""
+    return f"{psnr_and_ssim[0]:.2f} dB / {psnr_and_ssim[1]:.4f}"
+
+
+def read_scores(folder: Path) -> dict[str, tuple[float, float]]:
+    """(PSNR, SSIM) of each image, from the experiment in which `main.py --test_only` wrote them."""
+    path = folder / f"scores-{NAME}.csv"
     try:
         with open(path, newline="") as file:
-            return np.mean([(float(row["PSNR"]), float(row["SSIM"])) for row in csv.DictReader(file)], axis=0)
+            return {row["image"]: (float(row["PSNR"]), float(row["SSIM"])) for row in csv.DictReader(file)}
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file: run the tests first, as scripts/demo.sh does") from None
 

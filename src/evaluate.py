@@ -17,7 +17,6 @@ from errors import UserError
 from experiment import Experiment
 from metrics import PROTOCOL, psnr_ssim, quantise
 from model import inference
-from model.recalibration import fold
 
 log = logging.getLogger("krgn")
 
@@ -66,16 +65,16 @@ def evaluate(
     self_ensemble: bool = False,
     on_image: Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor | None], None] | None = None,
 ) -> Scores:
-    """Upscales every image of the set with the folded network, and scores it where there is ground truth.
+    """Upscales every image of the set, and scores it where there is ground truth.
 
     Args:
-        network: in training form or folded; it is not changed.
+        network: run as it is; fold it first to test what is deployed.
         on_image: called with (name, sr, lr, hr) after each image, uint8 (C, H, W) on the CPU, `hr` maybe None.
     """
-    folded = fold(network).eval()
+    network.eval()
 
     def run(image: torch.Tensor) -> torch.Tensor:
-        return inference.chop(folded, image, test_set.scale) if chop else folded(image)
+        return inference.chop(network, image, test_set.scale) if chop else network(image)
 
     rows = []
     # The bar is a context so that it is closed, and its line ended, when a signal arrives.

@@ -107,6 +107,12 @@ class Experiment:
         """Keeps the state just saved as that of `epoch`, for --resume."""
         write_bytes(self.folder / "model" / f"state_{epoch}.pt", self.state_path.read_bytes())
 
+    def restore_best(self, epoch: int | None) -> None:
+        """Makes model_best.pt what it was when `epoch` was the best so far, after going back in the run."""
+        kept = self.folder / "model" / f"model_{epoch}.pt"
+        if kept.exists():
+            write_bytes(self.folder / "model/model_best.pt", kept.read_bytes())
+
     def load_state(self, epoch: int = 0) -> dict:
         """The last state, or that of an epoch.
 

@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Folds one checkpoint; `utility.run` says how failures end."""
+    """Folds one checkpoint; `errors.run` says how failures end."""
     args = build_parser().parse_args(argv)
     start_log()
     checkpoint = unpack(load_tensors(Path(args.pre_train)), args.pre_train)

@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Draws one figure; `utility.run` says how failures end."""
+    """Draws one figure; `errors.run` says how failures end."""
     args = build_parser().parse_args(argv)
     start_log()
     checkpoint = unpack(load_tensors(Path(args.pre_train)), args.pre_train)

@@ -5,7 +5,7 @@ from option import OptionError, Options, continue_with, parse_args
 
 
 def main(args: Options) -> None:
-    """Runs what the options ask for; `utility.run` says how failures end."""
+    """Runs what the options ask for; `errors.run` says how failures end."""
     # Imported only here, so that a wrong flag is answered without waiting for torch.
     from pathlib import Path
 
@@ -16,6 +16,7 @@ def main(args: Options) -> None:
     from experiment import Experiment
     from model import build_model, describe
     from model.checkpoint import adopt, load_pre_train, unpack
+    from model.recalibration import fold
     from trainer import Trainer
     from utility import choose_device, load_tensors, seed_everything, start_log
 
@@ -44,7 +45,7 @@ def main(args: Options) -> None:
     test_sets = build_test_sets(args)
     if args.test_only:
         experiment.create(args.values(), training=False)
-        test(args, network, test_sets, experiment, device)
+        test(args, fold(network), test_sets, experiment, device)
         return
     train_set = build_train_set(args)
     experiment.create(args.values(), training=True, reset=args.reset)

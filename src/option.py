@@ -72,6 +72,8 @@ def continue_with(args: Options, stored: dict) -> Options:
                 f"start another run from its weights with --pre_train {args.load}/model/model_latest.pt"
             )
     changed = {flag: getattr(args, flag) for flag in CHANGEABLE if flag in args.given}
+    if stored["ext"] == "sep_reset":  # it has been done
+        changed = {"ext": "sep"} | changed
     return args.replace(
         **(stored | changed | {"load": args.load, "save": args.load, "resume": args.resume, "reset": False})
     )

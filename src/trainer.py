@@ -23,6 +23,7 @@ from evaluate import Scores, autocast, evaluate_as_asked, to_network
 from experiment import Experiment
 from loss import Loss
 from model.checkpoint import pack
+from model.recalibration import fold
 
 log = logging.getLogger("krgn")
 
@@ -63,7 +64,8 @@ class Trainer:
         self.args, self.network, self.experiment, self.device = args, network, experiment, device
         self.train_set, self.test_sets = train_set, test_sets
         # DataParallel holds the same parameters: whatever is saved comes from the network itself.
-        self.parallel = nn.DataParallel(network, list(range(args.n_GPUs))) if args.n_GPUs > 1 else network
+        several = device.type == "cuda" and args.n_GPUs > 1
+        self.parallel = nn.DataParallel(network, list(range(args.n_GPUs))) if several else network
         self.loss = Loss(args.loss).to(device)
         self.optimizer = make_optimizer(args, network)
         self.scheduler = MultiStepLR(self.optimizer, milestones=list(args.decay), gamma=args.gamma)
@@ -81,6 +83,8 @@ class Trainer:
         self.history: list[dict] = []
         if state is not None:
             self._restore(state)
+        if args.resume:
+            experiment.restore_best(self.best.get("epoch"))
 
     def fit(self) -> None:
         """Trains until --epochs are complete. On a signal the state is saved, within an epoch too."""
@@ -98,8 +102,11 @@ class Trainer:
         try:
             while self.epoch < epochs:
                 self._train_epoch(batches)
+                folded = fold(
+                    self.network
+                )  # what a test of the saved weights will run, so that scores agree to the bit
                 scores = [
-                    evaluate_as_asked(self.args, self.network, test_set, self.experiment, self.device)
+                    evaluate_as_asked(self.args, folded, test_set, self.experiment, self.device)
                     for test_set in self.test_sets
                 ]
                 with held():
@@ -124,15 +131,17 @@ class Trainer:
         begun, done_before, waited, skipped = time.perf_counter(), self.batch, 0.0, 0
         title, total = f"epoch {self.epoch + 1}", self.batches_per_epoch
         with tqdm(desc=title, total=total, initial=self.batch, unit="batch", disable=None, leave=False) as bar:
-            while self.batch < self.batches_per_epoch:
+            while self.batch < total:
                 asked = time.perf_counter()
                 lr, hr, names = next(batches)
                 waited += time.perf_counter() - asked
                 with held():
                     stepped = self._step(lr, hr)
                     self.batch += 1
+                    self.seconds += time.perf_counter() - asked
+
                 skipped = 0 if stepped else skipped + 1
-                if not stepped:
+                if skipped:
                     log.info("batch %d skipped: its loss is too high or not finite (%s)", self.batch, ", ".join(names))
                 if skipped == MAX_SKIPPED:
                     raise UserError(
@@ -141,22 +150,13 @@ class Trainer:
                     )
 
                 elapsed = time.perf_counter() - begun
-                speed = (self.batch - done_before) * self.args.batch_size / elapsed
                 losses = " ".join(f"{name} {value:.4f}" for name, value in self._mean_losses().items())
-                bar.set_postfix_str(
-                    f"{losses}, {speed:.0f} patches/s, {waited / elapsed:.0%} waiting for data", refresh=False
-                )
+                speed = (self.batch - done_before) * self.args.batch_size / elapsed
+                said = f"{losses}, {speed:.1f} patches/s, {waited / elapsed:.0%} waiting for data"
+                bar.set_postfix_str(said, refresh=False)
                 bar.update()
                 if self.batch % self.args.print_every == 0:
-                    log.info(
-                        "[%d/%d] %s, %.1f patches/s, %.0f%% waiting for data",
-                        self.batch,
-                        self.batches_per_epoch,
-                        losses,
-                        speed,
-                        100 * waited / elapsed,
-                    )
-        self.seconds += time.perf_counter() - begun
+                    log.info("[%d/%d] %s", self.batch, total, said)
 
     def _step(self, lr: torch.Tensor, hr: torch.Tensor) -> bool:
         """One optimizer step on a batch, in --split_batch parts; False if the batch was skipped."""

@@ -16,15 +16,16 @@ def build_model(args) -> nn.Module:
 
 def describe(network: nn.Module, name: str) -> str:
     """One line: the network, its kernels, and its parameters in training form and deployed (folded)."""
-    shape = ", ".join(f"{flag} {value}" for flag, value in network.hyperparameters.items() if flag != "scale")
-    kernels = "plain kernels"
-    if is_recalibrated(network):
-        kernels = f"recalibrated kernels, {'frozen' if basis_is_frozen(network) else 'trained'} basis"
-    deployed = count_parameters(fold(network))
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    shape = {
+        flag: f"{value:g}" if isinstance(value, float) else value for flag, value in network.hyperparameters.items()
+    }
+    title = f"{name} x{shape.pop('scale')} ({', '.join(f'{flag} {value}' for flag, value in shape.items())})"
+    if not is_recalibrated(network):
+        return f"{title}: plain kernels; {count_parameters(network):,} parameters"
+    basis = "frozen" if basis_is_frozen(network) else "trained"
     return (
-        f"{name} x{network.hyperparameters['scale']} ({shape}): {kernels}; "
-        f"{count_parameters(network):,} parameters in training form, {trained:,} of them trained, {deployed:,} deployed"
+        f"{title}: recalibrated kernels, {basis} basis; {count_parameters(network):,} parameters in training form, "
+        f"{count_parameters(fold(network)):,} deployed"
     )
 
 
