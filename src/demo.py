@@ -6,7 +6,6 @@
 `scripts/demo.sh` shows the whole way between them.
 """
 
-import argparse
 import csv
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from errors import UserError, run
 from evaluate import evaluate, protocol
 from metrics import psnr_ssim
 from model.checkpoint import rebuild, unpack
+from option import Parser, parse_args
 from option import build_parser as training_parser
-from option import parse_args
 from utility import load_tensors, write_bytes
 
 NAME = "Photos"
@@ -36,9 +35,9 @@ CROPS = {"12_astronaut": (170, 60), "13_chelsea": (120, 80), "14_coffee": (320, 
 CROP_SIDE = 110
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line of this program."""
-    parser = argparse.ArgumentParser(prog="demo.py", description="Data for the demo, and its report.")
+    parser = Parser(prog="demo.py", description="Data for the demo, and its report.")
     default = training_parser().get_default
     parser.add_argument("--dir_data", default=default("dir_data"), metavar="DIR", help="folder of the data sets")
     parser.add_argument(

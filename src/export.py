@@ -6,7 +6,6 @@ The folded file is a checkpoint like any other: `main.py --test_only --pre_train
 published names, so it loads strictly into code written for the published release.
 """
 
-import argparse
 import logging
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from errors import UserError, run
 from model import count_parameters
 from model.checkpoint import pack, rebuild, unpack
 from model.recalibration import fold
+from option import Parser
 from utility import load_tensors, save_tensors, start_log
 
 log = logging.getLogger("krgn")
@@ -24,9 +24,9 @@ log = logging.getLogger("krgn")
 TOLERANCE = 1e-3  # of the 0-255 range: what a fold may change by rounding, far below half a gray level
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line of this program."""
-    parser = argparse.ArgumentParser(prog="export.py", description="Fold a checkpoint into plain kernels.")
+    parser = Parser(prog="export.py", description="Fold a checkpoint into plain kernels.")
     parser.add_argument("--pre_train", required=True, metavar="FILE", help="checkpoint to fold")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for <model>_x<scale>_folded.pt")
     parser.add_argument("--dilation", type=int, help="for a bare state dict, which does not say it (default 3)")

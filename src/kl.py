@@ -7,7 +7,6 @@ flattened and passed through a softmax; taken for i < j and mirrored. Upper row:
 recalibrated W_t. Near 0 everywhere means redundant kernels.
 """
 
-import argparse
 import io
 import logging
 from pathlib import Path
@@ -19,6 +18,7 @@ import figures
 from errors import UserError, run
 from model import krgn
 from model.checkpoint import rebuild, unpack
+from option import Parser
 from utility import load_tensors, start_log, write_bytes
 
 log = logging.getLogger("krgn")
@@ -26,9 +26,9 @@ log = logging.getLogger("krgn")
 PAPER_BLOCKS = (1, 2, 4, 5, 6)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line of this program."""
-    parser = argparse.ArgumentParser(prog="kl.py", description="Draw the KL divergences between kernels (Figure 4).")
+    parser = Parser(prog="kl.py", description="Draw the KL divergences between kernels (Figure 4).")
     parser.add_argument("--pre_train", required=True, metavar="FILE", help="checkpoint, best in training form")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for kl.png and a .npy file of each matrix")
     parser.add_argument(

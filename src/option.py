@@ -83,9 +83,11 @@ def _text(value) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, for every program of the framework."""
+
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {message} (--help explains the flags)\n")
 
 
 def parse_args(argv: list[str] | None = None) -> Options:
@@ -107,7 +109,7 @@ def parse_args(argv: list[str] | None = None) -> Options:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `main.py`, with its flags in groups and their units in the help."""
-    parser = _Parser(
+    parser = Parser(
         prog="main.py",
         description="Train and test lightweight super-resolution networks (KRGN), EDSR style.",
         allow_abbrev=False,

@@ -56,7 +56,8 @@ def build_test_sets(args) -> list[TestSet]:
             image_set = _image_set(args, name, root, hr_paths, lr_folder)
         else:
             raise UserError(
-                f"--data_test {name}: there is neither {folder} nor {root}: check --dir_data, or drop {name}"
+                f"--data_test {name}: there is neither {folder}, with HR and LR_bicubic, nor {root}, with "
+                f"{name}_train_HR: check --dir_data, or drop {name}"
             )
         sets.append(TestSet(image_set, scale=args.scale, n_colors=args.n_colors))
     return sets
