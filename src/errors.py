@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from signal import SIGTERM
 
 
 class UserError(Exception):
@@ -51,13 +52,18 @@ def held():
             raise Interrupted(signum)
 
 
+def pending() -> int | None:
+    """The signal that waits for the end of `held`, if there is one."""
+    return _Signals.pending
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point and ends the process as its user expects.
 
     Exit status 0, or 1 with one line for what the user can mend, or 130 / 143 after Ctrl-C / SIGTERM. Bugs keep their
     traceback.
     """
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in (signal.SIGINT, SIGTERM):
         signal.signal(signum, _Signals.handle)
     try:
         main()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+import parallel
 from data.image import write_png
 from data.srdata import TestSet
 from errors import UserError
@@ -19,6 +20,9 @@ from metrics import PROTOCOL, psnr_ssim, quantise
 from model import inference
 
 log = logging.getLogger("krgn")
+
+# Called with (name, sr, lr, hr) of an image.
+OnImage = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor | None], None] | None
 
 AUTOCAST = {"half": torch.float16, "bf16": torch.bfloat16}
 
@@ -63,13 +67,15 @@ def evaluate(
     precision: str = "single",
     chop: bool = False,
     self_ensemble: bool = False,
-    on_image: Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor | None], None] | None = None,
+    on_image: OnImage = None,
 ) -> Scores:
     """Upscales every image of the set, and scores it where there is ground truth.
 
     Args:
         network: run as it is; fold it first to test what is deployed.
         on_image: called with (name, sr, lr, hr) after each image, uint8 (C, H, W) on the CPU, `hr` maybe None.
+
+    Several processes divide the images among them; each image is scored once, and all get all scores.
     """
     network.eval()
 
@@ -78,7 +84,8 @@ def evaluate(
 
     rows = []
     # The bar is a context so that it is closed, and its line ended, when a signal arrives.
-    bar = tqdm(range(len(test_set)), desc=test_set.label, disable=None, leave=False)
+    mine = range(parallel.rank(), len(test_set), parallel.world_size())
+    bar = tqdm(mine, desc=test_set.label, disable=None if parallel.is_main() else True, leave=False)
     with torch.inference_mode(), autocast(device, precision), bar:
         for index in bar:
             lr, hr, name = test_set[index]
@@ -87,10 +94,11 @@ def evaluate(
             sr = quantise(sr[0], rgb_range)
             if hr is not None:
                 score = psnr_ssim(sr, hr.to(device), test_set.scale)
-                rows.append({"image": name, "PSNR": score[0], "SSIM": score[1]})
+                rows.append((index, {"image": name, "PSNR": score[0], "SSIM": score[1]}))
             if on_image is not None:
                 on_image(name, sr.cpu(), lr, hr)
-    return Scores(rows)
+    rows = [row for part in parallel.gather(rows) for row in part]
+    return Scores([row for _, row in sorted(rows, key=lambda row: row[0])])
 
 
 def protocol(args) -> str:
@@ -100,7 +108,13 @@ def protocol(args) -> str:
 
 
 def evaluate_as_asked(
-    args, network: nn.Module, test_set: TestSet, experiment: Experiment, device: torch.device
+    args,
+    network: nn.Module,
+    test_set: TestSet,
+    experiment: Experiment,
+    device: torch.device,
+    *,
+    on_image: OnImage = None,
 ) -> Scores:
     """`evaluate` with the command line's options; writes the images that it asks for into the experiment's folder."""
 
@@ -111,6 +125,8 @@ def evaluate_as_asked(
             images |= {"LR": lr} if hr is None else {"LR": lr, "HR": hr}
         for kind, pixels in images.items():
             write_image(experiment.result_path(test_set.name, name, args.scale, kind), pixels)
+        if on_image is not None:
+            on_image(name, sr, lr, hr)
 
     return evaluate(
         network,
@@ -130,6 +146,8 @@ def test(args, network: nn.Module, test_sets: list[TestSet], experiment: Experim
         begun = time.perf_counter()
         scores = evaluate_as_asked(args, network, test_set, experiment, device)
         facts = f"{len(test_set)} images, {time.perf_counter() - begun:.1f} s"
+        if not parallel.is_main():
+            continue
         if not scores.rows:
             log.info("%s: no ground truth to score; %s", test_set.label, facts)
             continue

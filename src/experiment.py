@@ -2,7 +2,9 @@
 
     config.txt                  all options, versions and the git commit of a training run (config_test.txt: of a test)
     log.txt                     what was printed, with times; a run that goes on appends
-    history.csv, curves.png     losses, rate and scores of each epoch
+    history.csv, curves.png, curves.pdf     losses, rate and scores of each epoch
+    skipped.csv                 batches that were skipped, why, and their images
+    tensorboard/                the same numbers, and crops of SR images, for TensorBoard
     model/model_latest.pt       weights after the last epoch, in training form
     model/model_best.pt         weights of the epoch with the best PSNR on the first test set
     model/model_<epoch>.pt, model/state_<epoch>.pt     with --save_models
@@ -30,8 +32,8 @@ from utility import load_tensors, log_to, save_tensors, write_bytes
 
 _MARKER = ".experiment"
 _OURS = (
-    "config.txt", "config_test.txt", "log.txt", "history.csv", "curves.png", "state.pt", "scores-*.csv",
-    "model/*.pt", "results-*/*.png", _MARKER,
+    "config.txt", "config_test.txt", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf", "state.pt",
+    "scores-*.csv", "model/*.pt", "results-*/*.png", "tensorboard/events.out.tfevents.*", _MARKER,
 )  # fmt: skip
 
 
@@ -91,7 +93,7 @@ class Experiment:
         for pattern in _OURS:
             for path in self.folder.glob(pattern):
                 path.unlink()
-        for folder in [*self.folder.glob("results-*"), self.folder / "model"]:
+        for folder in [*self.folder.glob("results-*"), self.folder / "model", self.folder / "tensorboard"]:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
@@ -133,7 +135,12 @@ class Experiment:
     def save_history(self, history: list[dict]) -> None:
         """Writes history.csv, a row an epoch, and draws the curves."""
         self._write_csv("history.csv", history)
-        write_bytes(self.folder / "curves.png", figures.curves(history))
+        for form, content in figures.curves(history).items():
+            write_bytes(self.folder / f"curves.{form}", content)
+
+    def save_skipped(self, rows: list[dict]) -> None:
+        """Writes skipped.csv, a row for each batch that never reached the weights."""
+        self._write_csv("skipped.csv", rows)
 
     def save_scores(self, set_name: str, rows: list[dict]) -> None:
         """Writes scores-<Set>.csv, a row an image."""

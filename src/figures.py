@@ -1,4 +1,4 @@
-"""Figures as PNG bytes, drawn by matplotlib without a display."""
+"""Figures as the bytes of their files, drawn by matplotlib without a display."""
 
 import io
 import math
@@ -10,15 +10,15 @@ from matplotlib.ticker import MaxNLocator
 DPI = 120
 
 
-def png(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG file."""
+def rendered(figure: Figure, form: str = "png") -> bytes:
+    """A figure as the bytes of a file, "png" or "pdf"."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.12)
+    figure.savefig(buffer, format=form, dpi=DPI, bbox_inches="tight", pad_inches=0.12)
     return buffer.getvalue()
 
 
-def curves(history: list[dict]) -> bytes:
-    """Loss and, where there are scores, PSNR over the epochs.
+def curves(history: list[dict]) -> dict[str, bytes]:
+    """Loss and, where there are scores, PSNR over the epochs, as {"png": …, "pdf": …}.
 
     Args:
         history: a dict an epoch with "epoch", "loss" and "<Set> PSNR" for each scored set.
@@ -42,7 +42,7 @@ def curves(history: list[dict]) -> bytes:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    return png(figure)
+    return {form: rendered(figure, form) for form in ("png", "pdf")}
 
 
 def kernel_matrices(matrices: dict[str, list], blocks: list[int], *, vmax: float) -> bytes:
@@ -65,7 +65,7 @@ def kernel_matrices(matrices: dict[str, list], blocks: list[int], *, vmax: float
                 axis.set_title(f"block {block}", fontsize=9)
         grid[row][0].set_ylabel(f"${label}$", fontsize=11)
     figure.colorbar(image, ax=grid, shrink=0.9, label="KL divergence", extend="max")
-    return png(figure)
+    return rendered(figure)
 
 
 def crops(rows: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> bytes:
@@ -85,4 +85,4 @@ def crops(rows: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> bytes:
             axis.set_yticks([])
             axis.set_xlabel(label, fontsize=9)
         axes[0].set_ylabel(name, fontsize=9)
-    return png(figure)
+    return rendered(figure)

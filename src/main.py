@@ -11,6 +11,7 @@ def main(args: Options) -> None:
 
     import torch
 
+    import parallel
     from data import build_test_sets, build_train_set
     from evaluate import test
     from experiment import Experiment
@@ -42,14 +43,18 @@ def main(args: Options) -> None:
     network = network.to(device, memory_format=torch.channels_last)
     log.info(describe(network, args.model))
 
-    test_sets = build_test_sets(args)
-    if args.test_only:
-        experiment.create(args.values(), training=False)
-        test(args, fold(network), test_sets, experiment, device)
-        return
-    train_set = build_train_set(args)
-    experiment.create(args.values(), training=True, reset=args.reset)
-    Trainer(args, network, train_set, test_sets, experiment, device, state).fit()
+    with parallel.processes(device):
+        parallel.share(args.batch_size)
+        with parallel.main_first():
+            test_sets = build_test_sets(args)
+            train_set = None if args.test_only else build_train_set(args)
+        if parallel.is_main():
+            experiment.create(args.values(), training=not args.test_only, reset=args.reset)
+        parallel.barrier()
+        if args.test_only:
+            test(args, fold(network), test_sets, experiment, device)
+        else:
+            Trainer(args, network, train_set, test_sets, experiment, device, state).fit()
 
 
 if __name__ == "__main__":

@@ -48,9 +48,15 @@ class Options(argparse.Namespace):
         return changed
 
 
-# Flags that may differ when a run goes on: they change where and how fast it runs, and what it prints, not what it computes.
+# What a state holds the tensors of: another value needs another run.
+# CHANGEABLE: flags that may differ when a run goes on: they change where and how fast it runs, and what it prints, not what it computes.
+_STRUCTURE = frozenset(
+    {"model", "pre_train", "scale", "n_feats", "n_resgroups", "groups", "dilation", "act", "kernels", "basis"}
+    | {"n_colors", "rgb_range", "optimizer", "ema", "loss"}
+)
 CHANGEABLE = frozenset(
     {"n_threads", "cpu", "n_GPUs", "dir_data", "dir_demo", "dir_experiment", "ext", "epochs", "print_every"}
+    | {"save_every", "compile", "no_tensorboard", "override", "split_batch"}
     | {"save", "load", "resume", "reset", "test_only", "save_models", "save_results", "save_gt"}
 )
 
@@ -64,14 +70,22 @@ def continue_with(args: Options, stored: dict) -> Options:
     Raises:
         OptionError: if a flag that was given would change the experiment.
     """
-    for flag in sorted(args.given - CHANGEABLE):
+    for flag in args.override:
+        if flag not in stored or flag in _STRUCTURE:
+            why = "is what the stored state is made of" if flag in _STRUCTURE else "is no flag"
+            raise OptionError(f"--override {flag}: {flag} {why}: drop it, or start another run with --pre_train")
+    for flag in sorted(args.given - CHANGEABLE - set(args.override)):
         given, was = getattr(args, flag), stored.get(flag)
         if given != was and not (flag == "groups" and given == stored["n_feats"] and not was):
             raise OptionError(
-                f"--{flag} {_text(given)}, but --load {args.load} was started with {_text(was)}: drop --{flag} to go on, or "
-                f"start another run from its weights with --pre_train {args.load}/model/model_latest.pt"
+                f"--{flag} {_text(given)}, but --load {args.load} was started with {_text(was)}: drop --{flag} to go on, "
+                + (
+                    f"or start another run from its weights with --pre_train {args.load}/model/model_latest.pt"
+                    if flag in _STRUCTURE
+                    else f"or allow the change with --override {flag}"
+                )
             )
-    changed = {flag: getattr(args, flag) for flag in CHANGEABLE if flag in args.given}
+    changed = {flag: getattr(args, flag) for flag in CHANGEABLE | set(args.override) if flag in args.given}
     if stored["ext"] == "sep_reset":  # it has been done
         changed = {"ext": "sep"} | changed
     return args.replace(
@@ -273,6 +287,23 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="EPOCH",
         help="with --load: go on from this epoch, kept by --save_models; 0: from the last state (default 0)",
     )
+    group.add_argument(
+        "--override",
+        type=_names,
+        default=(),
+        metavar="FLAG+FLAG",
+        help="with --load: flags that may differ from those the run was started with, as in --override lr+decay",
+    )
+    group.add_argument(
+        "--save_every",
+        type=_number(least=0),
+        default=10,
+        metavar="MINUTES",
+        help="save the state within an epoch this often: what a kill costs at most; 0: only after epochs (default 10)",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="compile the network with torch.compile, where it can (default: do not)"
+    )
 
     group = parser.add_argument_group("optimisation")
     group.add_argument("--lr", type=_number(above=0), default=1e-4, metavar="RATE", help="learning rate (default 1e-4)")
@@ -289,6 +320,26 @@ def build_parser() -> argparse.ArgumentParser:
         default=0.5,
         metavar="F",
         help="factor of the learning rate at each --decay (default 0.5)",
+    )
+    group.add_argument(
+        "--schedule",
+        choices=("step", "cosine"),
+        default="step",
+        help="step: by --decay and --gamma; cosine: falls to 0 over --epochs along half a cosine (default step)",
+    )
+    group.add_argument(
+        "--warmup",
+        type=_integer(0),
+        default=0,
+        metavar="BATCHES",
+        help="batches over which the rate rises linearly at the start (default 0)",
+    )
+    group.add_argument(
+        "--ema",
+        type=_number(least=0, below=1),
+        default=0,
+        metavar="D",
+        help="keep a moving average of the weights, D of the old one at each batch, as in 0.999, and validate and release that; 0: do not (default 0)",
     )
     group.add_argument(
         "--optimizer",
@@ -357,6 +408,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of all experiments (default: experiment/ beside src/)",
     )
     group.add_argument("--save", default="test", metavar="NAME", help="name of this run's folder there (default test)")
+    group.add_argument("--no_tensorboard", action="store_true", help="write no TensorBoard file")
     group.add_argument("--save_models", action="store_true", help="keep weights and state of every epoch")
     group.add_argument(
         "--print_every",
@@ -392,6 +444,10 @@ def _check(options: Options) -> None:
         raise OptionError("--reset deletes the run that --load goes on with: give only one of them")
     if options.load and "save" in options.given and options.save != options.load:
         raise OptionError(f"--load {options.load} goes on in its own folder: drop --save {options.save}")
+    if options.override and not options.load:
+        raise OptionError("--override changes a run that goes on: name the run with --load")
+    if options.schedule == "cosine" and not options.epochs:
+        raise OptionError("--schedule cosine falls to 0 over --epochs: give a number of epochs above 0")
     if options.resume and not options.load:
         raise OptionError(f"--resume {options.resume} goes back in a run: name the run with --load")
     if options.test_only:

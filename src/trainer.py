@@ -1,21 +1,26 @@
-"""Training: the optimizer, one step, the loop over epochs, and the state from which a run goes on exactly.
+"""Training: one step, the loop over epochs, and the state from which a run goes on exactly.
 
 A run is a sequence of batches whose content depends on their number and the seed alone (`data.srdata.TrainSet`), so
-the state is the weights, what the optimizer remembers, and how far the run has come.
+the state is the weights, what the optimizer remembers, and how far the run has come. Several processes (`parallel.py`)
+run the same code on their parts of each batch and take every decision together.
 """
 
 import logging
 import math
 import random
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
-from torch.optim.lr_scheduler import MultiStepLR
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_value_, get_total_norm
 from tqdm import tqdm
 
+import errors
+import parallel
+from board import Board
 from data import train_batches
 from data.srdata import TestSet, TrainSet
 from errors import UserError, held
@@ -24,22 +29,15 @@ from experiment import Experiment
 from loss import Loss
 from model.checkpoint import pack
 from model.recalibration import fold
+from optimisation import make_average, make_optimizer, make_scheduler
 
 log = logging.getLogger("krgn")
 
 MAX_SKIPPED = 100  # batches skipped one after the other that end a run: it will not recover
 
 
-def make_optimizer(args, network: nn.Module) -> Optimizer:
-    """The optimizer that the options describe, over the parameters that are trained."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    common = {"lr": args.lr, "weight_decay": args.weight_decay}
-    if args.optimizer == "SGD":
-        return SGD(parameters, **common, momentum=args.momentum)
-    if args.optimizer == "RMSprop":
-        return RMSprop(parameters, **common, momentum=args.momentum, eps=args.epsilon)
-    adam = AdamW if args.optimizer == "ADAMW" else Adam
-    return adam(parameters, **common, betas=tuple(args.betas), eps=args.epsilon)
+class Diverged(UserError):
+    """Batch after batch is skipped: the weights are no good, and must not replace the last good state."""
 
 
 class Trainer:
@@ -63,28 +61,44 @@ class Trainer:
     ):
         self.args, self.network, self.experiment, self.device = args, network, experiment, device
         self.train_set, self.test_sets = train_set, test_sets
-        # DataParallel holds the same parameters: whatever is saved comes from the network itself.
-        several = device.type == "cuda" and args.n_GPUs > 1
-        self.parallel = nn.DataParallel(network, list(range(args.n_GPUs))) if several else network
+        self.epoch_batches = args.test_every or max(1, len(train_set) // args.batch_size)
+        self.best_set = next((index for index, test_set in enumerate(test_sets) if test_set.scored), None)
+
         self.loss = Loss(args.loss).to(device)
         self.optimizer = make_optimizer(args, network)
-        self.scheduler = MultiStepLR(self.optimizer, milestones=list(args.decay), gamma=args.gamma)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "half")
-        self.batches_per_epoch = args.test_every or max(1, len(train_set) // args.batch_size)
-        self.best_set = next((index for index, test_set in enumerate(test_sets) if test_set.scored), None)
+        self.average = make_average(network, args.ema)
 
         self.epoch = 0  # epochs that are complete, validation included
         self.batch = 0  # batches done in the epoch after that
         self.sums = [0.0] * len(args.loss)  # of each loss term over the batches of this epoch
+        self.norms = 0.0  # sum of the gradients' norms, likewise
         self.counted = 0  # batches in `sums`: those that were not skipped
         self.seconds = 0.0  # training time of this epoch
         self.last_loss = math.inf  # mean loss of the epoch before, for --skip_threshold
         self.best: dict = {}
         self.history: list[dict] = []
+        self.skipped: list[dict] = []  # batches that never reached the weights, and why
         if state is not None:
             self._restore(state)
-        if args.resume:
-            experiment.restore_best(self.best.get("epoch"))
+        self.scheduler = make_scheduler(args, self.optimizer, epoch_batches=self.epoch_batches, done=self.done)
+        self.parallel = self._parallel()
+        self.saved_at = time.monotonic()
+
+    @property
+    def done(self) -> int:
+        """Batches done in the whole run."""
+        return self.epoch * self.epoch_batches + self.batch
+
+    def _parallel(self) -> nn.Module:
+        """The network as it is run in training. It shares its parameters with `self.network`, which is saved."""
+        network = compiled(self.network, self.args, self.device) if self.args.compile else self.network
+        if parallel.world_size() > 1:
+            devices = [self.device.index] if self.device.type == "cuda" else None
+            return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+        if self.device.type == "cuda" and self.args.n_GPUs > 1:
+            return nn.DataParallel(network, list(range(self.args.n_GPUs)))
+        return network
 
     def fit(self) -> None:
         """Trains until --epochs are complete. On a signal the state is saved, within an epoch too."""
@@ -92,62 +106,92 @@ class Trainer:
         if self.epoch >= epochs:
             log.info("nothing to do: %d of %d epochs are done (raise --epochs to go on)", self.epoch, epochs)
             return
+        self._say_what_begins()
+        board = Board(
+            self.experiment.folder, first=self.epoch + 1, wanted=parallel.is_main() and not self.args.no_tensorboard
+        )
         batches = train_batches(
             self.train_set,
             batch_size=self.args.batch_size,
             n_threads=self.args.n_threads,
-            first=self.epoch * self.batches_per_epoch + self.batch,
+            first=self.done,
+            part=(parallel.rank(), parallel.world_size()),
             pin_memory=self.device.type == "cuda",
         )
         try:
             while self.epoch < epochs:
-                self._train_epoch(batches)
-                folded = fold(
-                    self.network
-                )  # what a test of the saved weights will run, so that scores agree to the bit
-                scores = [
-                    evaluate_as_asked(self.args, folded, test_set, self.experiment, self.device)
-                    for test_set in self.test_sets
-                ]
+                if self.batch < self.epoch_batches:
+                    self._train_epoch(batches)
+                    self._save_state()  # a signal during a long validation then costs no training
+                scores = self._validate(board)
                 with held():
-                    self._finish_epoch(scores)
-        except BaseException:
+                    self._finish_epoch(scores, board)
+        except Diverged:
+            raise
+        except BaseException as error:
             # Also for a bug or a full disk: the batches done so far are worth keeping, if they can be.
             with held():
-                self.experiment.save_state(self._state())
-            log.info(
-                "state saved after %d epochs and %d batches: go on with --load %s",
-                self.epoch,
-                self.batch,
-                self.experiment.folder.name,
-            )
+                self._save_state()
+            name = self.experiment.folder.name
+            log.info("state saved after %d epochs and %d batches: go on with --load %s", self.epoch, self.batch, name)
+            if parallel.lost(error):
+                raise UserError(f"another process of this run has ended ({error}): see what it said") from None
             raise
         finally:
             batches.close()
+            board.close()
+
+    def _say_what_begins(self) -> None:
+        args, world = self.args, parallel.world_size()
+        processes = f" over {world} processes" if world > 1 else f" over {args.n_GPUs} GPUs" if args.n_GPUs > 1 else ""
+        parts = f" in {args.split_batch} parts" if args.split_batch > 1 else ""
+        log.info(
+            "training on %d images, %d patches a batch%s%s, %d batches an epoch, %s epochs; testing on %s",
+            len(self.train_set),
+            args.batch_size,
+            processes,
+            parts,
+            self.epoch_batches,
+            args.epochs or "endless",
+            ", ".join(f"{test_set.name} ({len(test_set)})" for test_set in self.test_sets),
+        )
 
     def _train_epoch(self, batches) -> None:
+        """The rest of an epoch. Signals are looked at between batches, by all processes at once."""
         self.network.train()
         log.info("[epoch %d] learning rate %.2e", self.epoch + 1, self.optimizer.param_groups[0]["lr"])
-        begun, done_before, waited, skipped = time.perf_counter(), self.batch, 0.0, 0
-        title, total = f"epoch {self.epoch + 1}", self.batches_per_epoch
-        with tqdm(desc=title, total=total, initial=self.batch, unit="batch", disable=None, leave=False) as bar:
+        begun, done_before, waited, in_a_row, told = time.perf_counter(), self.batch, 0.0, 0, False
+        title, total = f"epoch {self.epoch + 1}", self.epoch_batches
+        disable = None if parallel.is_main() else True
+        bar = tqdm(desc=title, total=total, initial=self.batch, unit="batch", disable=disable, leave=False)
+        with held(), bar:
             while self.batch < total:
                 asked = time.perf_counter()
                 lr, hr, names = next(batches)
                 waited += time.perf_counter() - asked
-                with held():
-                    stepped = self._step(lr, hr)
-                    self.batch += 1
-                    self.seconds += time.perf_counter() - asked
+                reason, stop = self._step(lr, hr)
+                self.batch += 1
+                self.scheduler.step()
+                self.seconds += time.perf_counter() - asked
 
-                skipped = 0 if stepped else skipped + 1
-                if skipped:
-                    log.info("batch %d skipped: its loss is too high or not finite (%s)", self.batch, ", ".join(names))
-                if skipped == MAX_SKIPPED:
-                    raise UserError(
-                        f"{skipped} batches in a row were skipped, the training has diverged: lower --lr, set --gclip "
-                        "or raise --skip_threshold, and start from the last good weights with --pre_train"
+                in_a_row = in_a_row + 1 if reason else 0
+                if reason:
+                    self._book_skipped(reason, names)
+                if in_a_row == MAX_SKIPPED:
+                    mend = f"--load {self.experiment.folder.name} --override lr --lr {self.args.lr / 2:g}"
+                    raise Diverged(
+                        f"{in_a_row} batches in a row were skipped, the last because {reason}: training has diverged; "
+                        f"the last good state is kept: go on with {mend}, or lower --lr, set --gclip or raise "
+                        "--skip_threshold in another run"
                     )
+                if stop:
+                    raise errors.Interrupted(errors.pending() or errors.SIGTERM)
+                if (
+                    self.args.save_every
+                    and not in_a_row
+                    and time.monotonic() - self.saved_at > 60 * self.args.save_every
+                ):
+                    self._save_state()
 
                 elapsed = time.perf_counter() - begun
                 losses = " ".join(f"{name} {value:.4f}" for name, value in self._mean_losses().items())
@@ -157,33 +201,63 @@ class Trainer:
                 bar.update()
                 if self.batch % self.args.print_every == 0:
                     log.info("[%d/%d] %s", self.batch, total, said)
+                if not told and elapsed > 60 and self.args.epochs:
+                    told = True
+                    left = (self.args.epochs * total - self.done) * elapsed / (self.batch - done_before)
+                    log.info("about %.1f hours of training to the end, validation not counted", left / 3600)
 
-    def _step(self, lr: torch.Tensor, hr: torch.Tensor) -> bool:
-        """One optimizer step on a batch, in --split_batch parts; False if the batch was skipped."""
+    def _step(self, lr: torch.Tensor, hr: torch.Tensor) -> tuple[str, bool]:
+        """One optimizer step on a batch, in --split_batch parts.
+
+        Returns:
+            Why the batch was skipped, "" if it was not; and whether a signal has reached any process.
+        """
         args = self.args
         lr, hr = (to_network(images, self.device, args.rgb_range) for images in (lr, hr))
         self.optimizer.zero_grad(set_to_none=True)
         terms = torch.zeros(len(args.loss), device=self.device)
-        for lr_part, hr_part in zip(lr.chunk(args.split_batch), hr.chunk(args.split_batch), strict=True):
-            with autocast(self.device, args.precision):
-                sr = self.parallel(lr_part)
-            # Every loss is a mean over its part: weighted by the part's share, the gradients add up to the batch's.
-            share = len(lr_part) / len(lr)
-            part = self.loss(sr.float(), hr_part) * share
-            self.scaler.scale(part.sum()).backward()
+        parts = list(zip(lr.chunk(args.split_batch), hr.chunk(args.split_batch), strict=True))
+        for number, (lr_part, hr_part) in enumerate(parts, start=1):
+            # Only the last part's backward pass exchanges gradients, which by then are the whole batch's.
+            apart = number < len(parts) and parallel.world_size() > 1
+            with self.parallel.no_sync() if apart else nullcontext():
+                with autocast(self.device, args.precision):
+                    sr = self.parallel(lr_part)
+                # A loss is a mean over its part: weighted by the part's share, gradients add up to the batch's.
+                part = self.loss(sr.float(), hr_part) * (len(lr_part) / len(lr))
+                self.scaler.scale(part.sum()).backward()
             terms += part.detach()
 
-        values = terms.tolist()
-        if not sum(values) < args.skip_threshold * self.last_loss:  # NaN is skipped too
-            return False
+        *values, stop = parallel.mean([*terms.tolist(), float(errors.pending() is not None)], self.device)
+        loss, limit = sum(values), args.skip_threshold * self.last_loss
+        if not math.isfinite(loss):
+            return f"its loss is {loss}", stop > 0
+        if not loss < limit:
+            return f"its loss {loss:.4g} is above {limit:.4g}, --skip_threshold times that of the last epoch", stop > 0
         self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients).item()
+        if not math.isfinite(norm):
+            self.scaler.update()  # half precision: a smaller scale for the next batch
+            return f"its gradient's norm is {norm}", stop > 0
         if args.gclip > 0:
-            nn.utils.clip_grad_value_(self.network.parameters(), args.gclip)
+            clip_grad_value_(self.network.parameters(), args.gclip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
         self.sums = [total + value for total, value in zip(self.sums, values, strict=True)]
+        self.norms += norm
         self.counted += 1
-        return True
+        return "", stop > 0
+
+    def _book_skipped(self, reason: str, names) -> None:
+        """Keeps which images were in a batch that was skipped."""
+        images = " ".join(name for part in parallel.gather(list(names)) for name in part)
+        log.info("batch %d skipped: %s (%s)", self.batch, reason, images)
+        self.skipped.append({"epoch": self.epoch + 1, "batch": self.batch, "reason": reason, "images": images})
+        if parallel.is_main():
+            self.experiment.save_skipped(self.skipped)
 
     def _mean_losses(self) -> dict[str, float]:
         """Mean of each weighted term over the epoch so far, by name, and "loss", their sum, if there are several."""
@@ -191,7 +265,19 @@ class Trainer:
         named = dict(zip(self.loss.names, means, strict=True))
         return named if len(means) == 1 else named | {"loss": sum(means)}
 
-    def _finish_epoch(self, scores: list[Scores]) -> None:
+    @property
+    def shown(self) -> nn.Module:
+        """The network that is validated and released: the averaged one, if there is one."""
+        return self.network if self.average is None else self.average.module
+
+    def _validate(self, board: Board) -> list[Scores]:
+        folded = fold(self.shown)  # what a test of the saved weights will run, so that scores agree to the bit
+        return [
+            evaluate_as_asked(self.args, folded, test_set, self.experiment, self.device, on_image=board.keep)
+            for test_set in self.test_sets
+        ]
+
+    def _finish_epoch(self, scores: list[Scores], board: Board) -> None:
         """Books a complete epoch and writes everything.
 
         First the files, then the new state: if a file cannot be written the state still says that the epoch is to be
@@ -199,13 +285,16 @@ class Trainer:
         """
         epoch, losses = self.epoch + 1, self._mean_losses()
         mean_loss = sum(self.sums) / self.counted if self.counted else math.nan
-        row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], "loss": mean_loss}
+        rate = self.args.lr * self.scheduler.lr_lambdas[0](self.done - 1)
+        row = {"epoch": epoch, "lr": rate, "loss": mean_loss}
         if len(self.loss.names) > 1:
             row |= {name: losses[name] for name in self.loss.names}
+        row["gradient norm"] = self.norms / self.counted if self.counted else math.nan
         for test_set, score in zip(self.test_sets, scores, strict=True):
             if test_set.scored:
                 row |= {f"{test_set.name} PSNR": score.psnr, f"{test_set.name} SSIM": score.ssim}
                 log.info("[epoch %d] %s: PSNR %.3f dB, SSIM %.4f", epoch, test_set.label, score.psnr, score.ssim)
+        row["skipped"] = self.epoch_batches - self.counted
         history = [*self.history, row | {"seconds": round(self.seconds, 1)}]
 
         psnr = scores[self.best_set].psnr if self.best_set is not None else math.nan
@@ -215,29 +304,36 @@ class Trainer:
             name = self.test_sets[self.best_set].name
             log.info("[epoch %d] best so far: PSNR %.3f dB on %s, epoch %d", epoch, best["psnr"], name, best["epoch"])
 
-        checkpoint = pack(self.network, self.args.model, epoch=epoch, psnr=psnr)
-        names = ["latest"] + ["best"] * is_best + [str(epoch)] * self.args.save_models
-        for name in names:
-            self.experiment.save_model(checkpoint, name)
-        self.experiment.save_history(history)
+        if parallel.is_main():
+            weights = "raw" if self.average is None else "averaged"
+            checkpoint = pack(self.shown, self.args.model, epoch=epoch, psnr=psnr, weights=weights)
+            for name in ["latest"] + ["best"] * is_best + [str(epoch)] * self.args.save_models:
+                self.experiment.save_model(checkpoint, name)
+            self.experiment.save_history(history)
+            speed = self.epoch_batches * self.args.batch_size / max(self.seconds, 1e-9)
+            board.write(epoch, row | {"patches per second": speed})
 
-        self.scheduler.step()
         self.epoch, self.best, self.history = epoch, best, history
         if self.counted:
             self.last_loss = mean_loss
-        self.batch, self.sums, self.counted, self.seconds = 0, [0.0] * len(self.sums), 0, 0.0
-        self.experiment.save_state(self._state())
-        if self.args.save_models:
+        self.batch, self.sums, self.norms, self.counted, self.seconds = 0, [0.0] * len(self.sums), 0.0, 0, 0.0
+        self._save_state()
+        if self.args.save_models and parallel.is_main():
             self.experiment.keep_state(epoch)
 
+    def _save_state(self) -> None:
+        if parallel.is_main():
+            self.experiment.save_state(self._state())
+        self.saved_at = time.monotonic()
+
     def _state(self) -> dict:
-        """Everything a run needs to go on as if it had not stopped: a checkpoint, and more."""
+        """Everything a run needs to go on as if it had not stopped: a checkpoint of the raw weights, and more."""
         version, keys, position, has_gauss, gauss = np.random.get_state()
-        return pack(self.network, self.args.model, epoch=self.epoch) | {
+        return pack(self.network, self.args.model, epoch=self.epoch, weights="raw") | {
             "options": self.args.values(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else {},
             "progress": {name: getattr(self, name) for name in self._PROGRESS},
             "random": {
                 "python": random.getstate(),
@@ -247,17 +343,38 @@ class Trainer:
             },
         }
 
-    _PROGRESS = ("epoch", "batch", "sums", "counted", "seconds", "last_loss", "best", "history")
+    _PROGRESS = ("epoch", "batch", "sums", "norms", "counted", "seconds", "last_loss", "best", "history", "skipped")
 
     def _restore(self, state: dict) -> None:
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         for name in self._PROGRESS:
             setattr(self, name, state["progress"][name])
         random.setstate(state["random"]["python"])
         np.random.set_state(state["random"]["numpy"])
         torch.set_rng_state(state["random"]["torch"])
-        if self.device.type == "cuda" and state["random"]["cuda"]:
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        # Another machine may have another number of GPUs; nothing random runs on them but the initialisation.
+        for index, generator in enumerate(state["random"]["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(generator, index)
+        if self.args.resume:
+            self.experiment.restore_best(self.best.get("epoch"))
+
+
+def compiled(network: nn.Module, args, device: torch.device) -> nn.Module:
+    """The network compiled, tried on one batch; the network itself, with a line in the log, where torch cannot."""
+    side = args.patch_size // args.scale
+    try:
+        fast = torch.compile(network)
+        with autocast(device, args.precision):
+            fast(torch.zeros(1, args.n_colors, side, side, device=device)).sum().backward()
+    except Exception as error:  # whatever the compiler's many layers raise
+        log.warning(
+            "--compile: torch cannot compile here (%s): training goes on uncompiled", str(error).splitlines()[0]
+        )
+        return network
+    finally:
+        network.zero_grad(set_to_none=True)
+    return fast

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import parallel
 from errors import UserError
 
 LOG = logging.getLogger("krgn")
@@ -31,6 +32,13 @@ def choose_device(*, cpu: bool, n_gpus: int, asked: bool, precision: str = "sing
         UserError: if fewer GPUs are visible than asked for.
     """
     visible = 0 if cpu else torch.cuda.device_count()
+    if parallel.launched():
+        if n_gpus > 1:
+            raise UserError(
+                f"--n_GPUs {n_gpus}: under torchrun each process uses one GPU: give --nproc_per_node instead"
+            )
+        LOG.info("device: %s", f"a GPU for each process ({torch.cuda.get_device_name()})" if visible else "CPU")
+        return parallel.local_device(visible) if visible else torch.device("cpu")
     if not cpu and n_gpus > visible and (asked or visible):
         setting = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
         raise UserError(
@@ -134,11 +142,11 @@ class _Terminal(logging.Handler):
 
 
 def start_log() -> logging.Logger:
-    """The log "krgn" on the terminal; its lines are kept until `log_to` names their file."""
+    """The log "krgn" on the terminal, of rank 0 alone; its lines are kept until `log_to` names their file."""
     for handler in list(LOG.handlers):
         LOG.removeHandler(handler)
         handler.close()
-    LOG.setLevel(logging.INFO)
+    LOG.setLevel(logging.INFO if parallel.is_main() else logging.ERROR)
     LOG.propagate = False
     LOG.addHandler(_Terminal())
     LOG.addHandler(MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False))

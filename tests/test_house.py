@@ -17,8 +17,9 @@ from option import build_parser
 
 # From the bottom up: a room may import rooms of the lines above its own, and its own package.
 LEVELS = [
-    {"errors", "metrics", "option"},
-    {"utility", "figures", "model", "loss"},
+    {"errors", "metrics", "option", "figures", "board"},
+    {"parallel", "model", "loss", "optimisation"},
+    {"utility"},
     {"data", "experiment"},
     {"evaluate"},
     {"trainer"},

@@ -57,7 +57,8 @@ def test_train_test_fold(small_set, capsys):
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert {path.name for path in folder.iterdir()} == {
-        ".experiment", "config.txt", "log.txt", "history.csv", "curves.png", "state.pt", "model",
+        ".experiment", "config.txt", "log.txt", "history.csv", "curves.png", "curves.pdf", "state.pt", "model",
+        "tensorboard",
     }  # fmt: skip
     kept = {f"model_{name}.pt" for name in ("latest", "best", 1, 2, 3)} | {f"state_{epoch}.pt" for epoch in (1, 2, 3)}
     assert {path.name for path in (folder / "model").iterdir()} == kept
@@ -189,11 +190,22 @@ def test_every_kind_of_training(small_set, flags):
     assert float(row["Small PSNR"]) > 5
 
 
-def test_bad_batches_are_skipped_and_end_a_run_that_diverged(small_set, capsys):
-    flags = small_run(small_set, "--optimizer", "SGD", "--lr", "1e6", "--epochs", "1", "--test_every", "300")
-    with pytest.raises(UserError, match="diverged"):
-        launch(*flags)
-    assert "skipped: its loss is too high or not finite" in capsys.readouterr().out
+def test_a_run_that_diverges_stops_with_its_last_good_state(small_set, capsys):
+    folder = small_set.parent / "experiment/small"
+    launch(*small_run(small_set, "--optimizer", "SGD", "--lr", "1e-6", "--epochs", "1", "--test_every", "150"))
+    good = (folder / "state.pt").read_bytes()
+    go_on = ["--cpu", "--load", "small", "--epochs", "2", "--dir_experiment", small_set.parent / "experiment"]
+    with pytest.raises(UserError, match=r"100 batches in a row.*--load small --override lr --lr 500000"):
+        launch(*go_on, "--lr", "1e6", "--override", "lr")
+    assert (folder / "state.pt").read_bytes() == good
+    assert "skipped: its loss is" in capsys.readouterr().out
+    with open(folder / "skipped.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 100
+    assert sorted(rows[0]["images"].split()) == ["0001", "0002", "0003", "0004"]
+    # The user's way out, as the message says it.
+    launch(*go_on, "--lr", "1e-6", "--override", "lr")
+    assert history(folder)[1]["skipped"] == "0"
 
 
 def test_own_images_without_ground_truth(small_set, photo, capsys):

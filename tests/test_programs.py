@@ -134,8 +134,8 @@ def test_figures_are_pictures(tmp_path):
     history = [{"epoch": e, "loss": 9 / e, "Set5 PSNR": 30 + e, "Set14 PSNR": math.inf} for e in (1, 2, 3)]
     pixels = np.zeros((8, 9, 3), np.uint8)
     drawn = {
-        "curves": figures.curves(history),
-        "no_scores": figures.curves([{"epoch": 1, "loss": 2.0}]),
+        "curves": figures.curves(history)["png"],
+        "no_scores": figures.curves([{"epoch": 1, "loss": 2.0}])["png"],
         "kernels": figures.kernel_matrices({"W_b": [np.eye(8)] * 2, "W_t": [np.eye(8)] * 2}, [1, 4], vmax=0.1),
         "crops": figures.crops([("cat", [("LR", pixels), ("HR", pixels)])] * 2),
     }

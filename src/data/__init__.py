@@ -64,21 +64,32 @@ def build_test_sets(args) -> list[TestSet]:
 
 
 def train_batches(
-    train_set: TrainSet, *, batch_size: int, n_threads: int, first: int = 0, pin_memory: bool = False
+    train_set: TrainSet,
+    *,
+    batch_size: int,
+    n_threads: int,
+    first: int = 0,
+    part: tuple[int, int] = (0, 1),
+    pin_memory: bool = False,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
     """Batches number `first`, `first` + 1, … without end.
 
     A batch is (lr, hr, names): uint8 (N, C, p/scale, p/scale) and (N, C, p, p), and the names of the images. Batch b
     holds the samples b * batch_size and on. Loaded ahead by `n_threads` processes, no more than there are cores; 0
-    loads in this one. Closing the iterator ends the processes.
+    loads in this one. Closing the iterator ends the processes. With `part` = (rank, n) only the rank-th of n equal
+    parts of each batch is loaded.
     """
-    numbers = (range(b * batch_size, (b + 1) * batch_size) for b in itertools.count(first))
+    rank, n_ranks = part
+    share = batch_size // n_ranks
+    starts = (batch * batch_size + rank * share for batch in itertools.count(first))
+    numbers = (range(start, start + share) for start in starts)
     loader = DataLoader(
         train_set,
         batch_sampler=numbers,
         num_workers=min(n_threads, usable_cores()),
         pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_the_parent,
+        generator=torch.Generator(),  # not the global one, whose state a run that goes on must find unchanged
     )
     batches = iter(loader)
     try:

@@ -1,0 +1,66 @@
+"""How weights move: the optimizer, the learning rate of every batch, and the moving average of the weights."""
+
+import math
+from functools import partial
+
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+def make_optimizer(args, network: nn.Module) -> Optimizer:
+    """The optimizer that the options describe, over the parameters that are trained."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    common = {"lr": args.lr, "weight_decay": args.weight_decay}
+    if args.optimizer == "SGD":
+        return SGD(parameters, **common, momentum=args.momentum)
+    if args.optimizer == "RMSprop":
+        return RMSprop(parameters, **common, momentum=args.momentum, eps=args.epsilon)
+    adam = AdamW if args.optimizer == "ADAMW" else Adam
+    return adam(parameters, **common, betas=tuple(args.betas), eps=args.epsilon)
+
+
+def rate_factor(
+    batch: int, *, schedule: str, warmup: int, decay: tuple[int, ...], gamma: float, epochs: int, epoch_batches: int
+) -> float:
+    """What the learning rate is multiplied by for batch number `batch`, counted from 0 over the whole run.
+
+    Being a function of the batch's number alone, it cannot be applied twice when a run goes on.
+
+    Args:
+        schedule: "step" multiplies by `gamma` after each of the epochs in `decay`; "cosine" falls from 1 to 0 over
+            `epochs` epochs, along half a cosine.
+        warmup: batches over which the rate rises linearly from 1/`warmup` of its value.
+        epoch_batches: batches an epoch.
+    """
+    if schedule == "cosine":
+        factor = (1 + math.cos(math.pi * min(1, batch / (epochs * epoch_batches)))) / 2
+    else:
+        factor = gamma ** sum(batch >= epoch * epoch_batches for epoch in decay)
+    return factor * min(1, (batch + 1) / warmup) if warmup else factor
+
+
+def make_scheduler(args, optimizer: Optimizer, *, epoch_batches: int, done: int = 0) -> LambdaLR:
+    """Sets the rate for batch number `done`, and that of the next batch with each step."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = args.lr
+    factor = partial(
+        rate_factor,
+        schedule=args.schedule,
+        warmup=args.warmup,
+        decay=tuple(args.decay),
+        gamma=args.gamma,
+        epochs=args.epochs,
+        epoch_batches=epoch_batches,
+    )
+    return LambdaLR(optimizer, factor, last_epoch=done - 1)
+
+
+def make_average(network: nn.Module, decay: float) -> AveragedModel | None:
+    """The moving average of all weights, basis kernels and transforms each: it is folded after averaging, never before.
+
+    Args:
+        decay: share of the old average kept at each batch, for instance 0.999; 0: no average, None.
+    """
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None

@@ -1,0 +1,120 @@
+"""Several processes that train one network, as `torchrun` starts them; alone, every function is trivial.
+
+Each process, a rank, has its part of every batch and its own device; DistributedDataParallel averages the gradients.
+Rank 0 alone logs and writes.
+"""
+
+import os
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from errors import UserError
+
+
+def launched() -> bool:
+    """Whether torchrun (or anything that sets its variables) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def rank() -> int:
+    """The number of this process, from 0; that of torchrun's variables before `begin`."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0)) if launched() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that logs and writes."""
+    return rank() == 0
+
+
+@contextmanager
+def processes(device: torch.device):
+    """Inside, torchrun's processes form a group, nccl on GPUs and gloo on CPUs."""
+    if not launched():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # A rank that waits this long for another one takes it for dead; torchrun notices a dead process at once.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device(visible: int) -> torch.device:
+    """The GPU of this process on its node.
+
+    Raises:
+        UserError: if the node has more processes than visible GPUs.
+    """
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if local >= visible:
+        raise UserError(
+            f"torchrun started process {local} of this node, but {visible} GPUs are visible: "
+            f"lower --nproc_per_node to {visible}, or use --cpu"
+        )
+    return torch.device("cuda", local)
+
+
+@contextmanager
+def main_first():
+    """Rank 0 runs the block before the others do, so that files are made once."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
+def share(batch_size: int) -> int:
+    """The patches of each process in a batch of all processes.
+
+    Raises:
+        UserError: if they do not divide evenly.
+    """
+    if batch_size % world_size():
+        raise UserError(
+            f"--batch_size {batch_size} does not divide evenly over {world_size()} processes: "
+            f"use {batch_size // world_size() * world_size() or world_size()}, it counts the patches of all of them"
+        )
+    return batch_size // world_size()
+
+
+def barrier() -> None:
+    """Waits until every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def mean(values: list[float], device: torch.device) -> list[float]:
+    """The mean of each value over the processes; the same on all of them."""
+    if world_size() == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return (total / world_size()).tolist()
+
+
+def gather(value) -> list:
+    """What every process gave, in the order of their ranks; the same on all of them."""
+    if world_size() == 1:
+        return [value]
+    gathered = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error says that another process of the group is gone."""
+    text = str(error).lower()
+    signs = ("connection closed", "connection reset", "broken pipe", "nccl", "timed out waiting", "gloo")
+    return world_size() > 1 and isinstance(error, RuntimeError) and any(sign in text for sign in signs)
