@@ -44,7 +44,8 @@ def main(args: Options) -> None:
     log.info(describe(network, args.model))
 
     with parallel.processes(device):
-        parallel.share(args.batch_size)
+        if not args.test_only:
+            parallel.share(args.batch_size)
         with parallel.main_first():
             test_sets = build_test_sets(args)
             train_set = None if args.test_only else build_train_set(args)

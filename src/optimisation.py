@@ -1,6 +1,7 @@
 """How weights move: the optimizer, the learning rate of every batch, and the moving average of the weights."""
 
 import math
+import warnings
 from functools import partial
 
 from torch import nn
@@ -43,6 +44,8 @@ def rate_factor(
 
 def make_scheduler(args, optimizer: Optimizer, *, epoch_batches: int, done: int = 0) -> LambdaLR:
     """Sets the rate for batch number `done`, and that of the next batch with each step."""
+    # torch warns where no optimizer step came before: a batch that is skipped counts here all the same.
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = args.lr
     factor = partial(

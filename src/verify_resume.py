@@ -120,7 +120,7 @@ def kill_often(folder: Path, args) -> list[str]:
                 break
         process.kill()
         process.wait()
-        process.stdout.close()  # not read to its end: the orphaned loaders hold it open until they notice, seconds later
+        process.stdout.close()  # not read to its end: the orphaned loaders hold it open for some seconds
         if seen < wanted:
             raise UserError(f"the run was over before kill {kill + 1} of {args.kills}: raise --epochs")
         moments.append(f"{epoch} {line.split(']')[0]}]" if line.startswith("[") else epoch)

@@ -13,6 +13,7 @@ from conftest import ROOT, SRC
 import demo
 import export
 import kl
+import verify_resume
 from option import build_parser
 
 # From the bottom up: a room may import rooms of the lines above its own, and its own package.
@@ -23,7 +24,7 @@ LEVELS = [
     {"data", "experiment"},
     {"evaluate"},
     {"trainer"},
-    {"main", "export", "kl", "demo"},
+    {"main", "export", "kl", "demo", "verify_resume"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(SRC.rglob("*.py"))
@@ -90,8 +91,9 @@ PARSERS = {
     "export.py": export.build_parser,
     "kl.py": kl.build_parser,
     "demo.py": demo.build_parser,
+    "verify_resume.py": verify_resume.build_parser,
 }
-PROGRAM_LINES = [line for line in commands() if re.search(r"(main|export|kl|demo)\.py\b", line)]
+PROGRAM_LINES = [line for line in commands() if re.search(r"(main|export|kl|demo|verify_resume)\.py\b", line)]
 
 
 def test_the_readme_has_commands_of_every_program():

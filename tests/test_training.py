@@ -1,0 +1,277 @@
+"""What steers training: schedules, averaged weights, batches that must not count, states saved at any moment."""
+
+import csv
+import logging
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SRC, small_run
+from test_main import history, launch, weights
+from test_recalibration import randomise
+
+import trainer
+import verify_resume
+from errors import UserError
+from evaluate import evaluate
+from loss import Loss
+from model.checkpoint import rebuild, unpack
+from model.krgn import KRGN
+from model.recalibration import fold
+from optimisation import make_average, make_optimizer, make_scheduler, rate_factor
+from option import parse_args
+from utility import load_tensors, save_tensors
+
+# --- the learning rate ---
+
+STEP = {"schedule": "step", "warmup": 0, "decay": (2, 3), "gamma": 0.5, "epochs": 10, "epoch_batches": 4}
+
+
+def test_step_schedule():
+    assert [rate_factor(batch, **STEP) for batch in (0, 7, 8, 11, 12, 99)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_warmup_rises_to_the_schedule():
+    factors = [rate_factor(batch, **STEP | {"warmup": 4}) for batch in range(6)]
+    assert factors == [0.25, 0.5, 0.75, 1, 1, 1]
+
+
+def test_cosine_against_torch():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40)
+    for batch in range(40):
+        assert rate_factor(batch, **STEP | {"schedule": "cosine"}) == pytest.approx(
+            reference.get_last_lr()[0], abs=1e-9
+        )
+        optimizer.step()
+        reference.step()
+    assert rate_factor(99, **STEP | {"schedule": "cosine"}) == 0
+
+
+@pytest.mark.parametrize("flags", ["--schedule cosine --epochs 6", "--warmup 7 --decay 1-2-4 --gamma 0.3"])
+def test_the_rate_does_not_depend_on_stops(flags):
+    """At every batch the rate of a run that just went on is that of one that never stopped."""
+    args = parse_args(flags.split())
+    network = torch.nn.Linear(1, 1)
+    optimizer = make_optimizer(args, network)
+    scheduler = make_scheduler(args, optimizer, epoch_batches=5)
+    for batch in range(25):
+        other = make_optimizer(args, network)
+        other.load_state_dict(optimizer.state_dict())
+        make_scheduler(args, other, epoch_batches=5, done=batch)
+        assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+
+
+def test_an_overridden_rate_counts_from_the_resume_on(small_set):
+    experiments = small_set.parent / "experiment"
+    launch(*small_run(small_set, "--epochs", "1", "--decay", "1"))
+    go_on = ("--cpu", "--load", "small", "--dir_experiment", experiments, "--epochs", "2", "--lr", "1e-2")
+    with pytest.raises(UserError, match=r"--lr 0.01.*--override lr"):
+        launch(*go_on)
+    launch(*go_on, "--override", "lr")
+    assert [float(row["lr"]) for row in history(experiments / "small")] == [1e-3, 5e-3]
+    with pytest.raises(UserError, match="--override ema"):
+        launch("--load", "small", "--dir_experiment", experiments, "--override", "ema", "--ema", "0.9")
+
+
+# --- averaged weights ---
+
+
+def test_average_is_the_recursion():
+    network = KRGN(scale=2, n_feats=8, n_resgroups=1)
+    average = make_average(network, 0.9)
+    expected = None
+    for _ in range(4):
+        randomise(network, 0.5)
+        average.update_parameters(network)
+        now = network.body[0].blocks[0].conv_acts[0][0].transform.detach().clone()
+        expected = now if expected is None else 0.9 * expected + 0.1 * now
+    got = average.module.body[0].blocks[0].conv_acts[0][0].transform
+    assert torch.allclose(got, expected, atol=1e-6)
+    assert make_average(network, 0) is None
+
+
+def test_averaged_weights_are_validated_released_and_folded_after_averaging(small_set):
+    folder = small_set.parent / "experiment/small"
+    launch(*small_run(small_set, "--ema", "0.8", "--epochs", "2"))
+    state, latest = load_tensors(folder / "state.pt"), load_tensors(folder / "model/model_latest.pt")
+    assert (state["facts"]["weights"], latest["facts"]["weights"]) == ("raw", "averaged")
+    averaged = {name.removeprefix("module."): t for name, t in state["average"].items() if name != "n_averaged"}
+    assert all(torch.equal(latest["model"][name], averaged[name]) for name in averaged)
+    assert not torch.equal(latest["model"]["head_conv.weight"], state["model"]["head_conv.weight"])
+    # The printed score is that of the released weights, folded.
+    network = rebuild(unpack(latest, "latest"))
+    common = ["--test_only", "--pre_train", "-", "--dir_data", str(small_set), "--data_test", "Small", "--scale", "2"]
+    from data import build_test_sets
+
+    test_set = build_test_sets(parse_args([*common, "--data_range", "1-4/5-6"]))[0]
+    score = evaluate(fold(network), test_set, device=torch.device("cpu"))
+    assert score.psnr == pytest.approx(float(history(folder)[-1]["Small PSNR"]), abs=1e-9)
+
+
+# --- numbers that stay finite ---
+
+
+def one_step(small_set: Path, monkeypatch, loss) -> tuple:
+    """A run whose second batch has the given loss; (its weights before and after that batch, its folder)."""
+    seen = []
+    original = trainer.Trainer._step
+
+    def step(self, lr, hr):
+        before = {name: t.clone() for name, t in self.network.state_dict().items()}
+        if self.batch == 1:
+            monkeypatch.setattr(Loss, "forward", loss)
+        result = original(self, lr, hr)
+        monkeypatch.setattr(Loss, "forward", forward)
+        seen.append((result[0], before, {name: t.clone() for name, t in self.network.state_dict().items()}))
+        return result
+
+    forward = Loss.forward
+    monkeypatch.setattr(trainer.Trainer, "_step", step)
+    launch(*small_run(small_set, "--epochs", "1"))
+    return seen, small_set.parent / "experiment/small"
+
+
+@pytest.mark.parametrize(
+    ("loss", "reason"),
+    [
+        (lambda self, sr, hr: (sr.mean() * math.nan)[None], "its loss is nan"),
+        (lambda self, sr, hr: (sr.mean() * math.inf)[None], "its loss is inf"),
+        # The slope of the root at 0 is infinite: a finite loss with gradients that are not.
+        (lambda self, sr, hr: (sr.mean() - sr.mean()).abs().sqrt()[None], "its gradient's norm is nan"),
+    ],
+)
+def test_what_is_not_finite_never_reaches_the_weights(small_set, monkeypatch, loss, reason):
+    seen, folder = one_step(small_set, monkeypatch, loss)
+    assert [result[0] for result in seen] == ["", reason, "", ""]
+    assert all(torch.equal(seen[1][1][name], seen[1][2][name]) for name in seen[1][1])
+    assert not all(torch.equal(seen[2][1][name], seen[2][2][name]) for name in seen[2][1])
+    with open(folder / "skipped.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["epoch"], row["batch"], row["reason"]) == ("1", "2", reason)
+    assert len(row["images"].split()) == 4
+    assert history(folder)[0]["skipped"] == "1"
+    assert all(t.isfinite().all() for t in weights(folder).values())
+
+
+def test_emulated_types_are_announced(small_set, capsys):
+    launch(*small_run(small_set, "--precision", "bf16", "--epochs", "1", "--test_every", "1"))
+    assert "emulate" in capsys.readouterr().out
+
+
+def test_half_precision_has_a_scaler_and_float_weights(small_set):
+    folder = small_set.parent / "experiment/small"
+    launch(*small_run(small_set, "--precision", "half", "--epochs", "1", "--test_every", "3"))
+    assert {t.dtype for t in weights(folder).values()} == {torch.float32}
+    assert load_tensors(folder / "state.pt")["scaler"]["scale"] > 0
+
+
+# --- states saved at any moment ---
+
+
+def test_states_are_saved_within_an_epoch(small_set, monkeypatch):
+    saves = []
+    monkeypatch.setattr(trainer.Trainer, "_save_state", lambda self: saves.append((self.epoch, self.batch)))
+    launch(*small_run(small_set, "--epochs", "1", "--save_every", "1e-9"))
+    assert saves == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 4), (1, 0)]
+    saves.clear()
+    launch(*small_run(small_set, "--epochs", "1", "--save_every", "0", "--save", "seldom"))
+    assert saves == [(0, 4), (1, 0)]
+
+
+def test_a_kill_during_a_save_leaves_a_loadable_state(tmp_path):
+    """A process saves one state after another and is killed at 20 moments: the file is always a whole one."""
+    path = tmp_path / "state.pt"
+    code = (
+        f"import sys; sys.path.insert(0, {str(SRC)!r})\n"
+        "import itertools, torch; from pathlib import Path; from utility import save_tensors\n"
+        f"path = Path({str(path)!r})\n"
+        "for n in itertools.count(): save_tensors(path, {'n': n, 'values': torch.full((300000,), n)})\n"
+    )
+    save_tensors(path, {"n": -1, "values": torch.full((300000,), -1)})
+    process = None
+    for kill in range(20):
+        if process is None:
+            process = subprocess.Popen([sys.executable, "-c", code])
+            before = load_tensors(path)["n"]
+            while load_tensors(path)["n"] == before:
+                time.sleep(0.01)
+        time.sleep(0.001 * kill)
+        if kill % 4 == 3:  # five processes killed; the others are looked at while they write
+            process.kill()
+            process.wait()
+            process = None
+        state = load_tensors(path)
+        assert (state["values"] == state["n"]).all()
+    assert state["n"] >= 0
+
+
+def test_verify_resume(capsys):
+    verify_resume.main(["--cpu", "--kills", "2", "--epochs", "1", "--n_threads", "0"])
+    assert "identical: weights" in capsys.readouterr().out
+
+
+def test_verify_resume_sees_a_difference():
+    state = {"a": [torch.zeros(2), {"b": 1.0}], "c": math.nan}
+    assert verify_resume.same(state, {"a": [torch.zeros(2), {"b": 1.0}], "c": math.nan})
+    assert not verify_resume.same(state, {"a": [torch.tensor([0, 1e-30]), {"b": 1.0}], "c": math.nan})
+    assert not verify_resume.same(state, {"a": [torch.zeros(2), {"b": 1.0 + 1e-15}], "c": math.nan})
+
+
+def test_a_state_that_was_cut_off_gets_one_line(small_set):
+    folder = small_set.parent / "experiment/small"
+    launch(*small_run(small_set, "--epochs", "1"))
+    whole = (folder / "state.pt").read_bytes()
+    (folder / "state.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"state\.pt: is damaged"):
+        launch("--cpu", "--load", "small", "--dir_experiment", folder.parent, "--epochs", "2")
+
+
+# --- what a person sees ---
+
+
+def test_tensorboard_is_read_back(small_set):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    experiments = small_set.parent / "experiment"
+    launch(*small_run(small_set, "--loss", "1*L1+0.1*MSE"))
+    launch("--cpu", "--load", "small", "--epochs", "3", "--dir_experiment", experiments)
+    events = EventAccumulator(str(experiments / "small/tensorboard")).Reload()
+    rows = history(experiments / "small")
+    for tag in ("loss", "L1", "MSE", "lr", "Small_PSNR", "Small_SSIM", "gradient_norm", "patches_per_second"):
+        assert [event.step for event in events.Scalars(tag)] == [1, 2, 3]
+    got = [event.value for event in events.Scalars("Small_PSNR")]
+    assert got == pytest.approx([float(row["Small PSNR"]) for row in rows], rel=1e-6)
+    assert [event.step for event in events.Images("SR/0005")] == [1, 2, 3]
+    assert (events.Images("SR/0005")[0].width, events.Images("SR/0005")[0].height) == (64, 60)
+    launch(*small_run(small_set, "--save", "without", "--no_tensorboard", "--epochs", "1"))
+    assert not (experiments / "without/tensorboard").exists()
+
+
+def test_compile_says_when_it_cannot(small_set, monkeypatch, capsys):
+    def fails(_network):
+        raise RuntimeError("no compiler here\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    launch(*small_run(small_set, "--compile", "--epochs", "1"))
+    assert "cannot compile here (no compiler here)" in capsys.readouterr().out
+
+
+def test_other_processes_than_the_first_are_silent(monkeypatch, capsys):
+    from utility import start_log
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    log = start_log()
+    log.info("heard")
+    monkeypatch.undo()
+    start_log()
+    assert "heard" not in capsys.readouterr().out
+    assert logging.getLogger("krgn").level == logging.INFO
