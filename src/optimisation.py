@@ -11,15 +11,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def make_optimizer(args, network: nn.Module) -> Optimizer:
-    """The optimizer that the options describe, over the parameters that are trained."""
+    """The optimizer that the options describe, over the parameters that are trained.
+
+    Fused where torch has it: the transforms are ten times the deployed weights, and one pass over them takes a third of
+    the time of one pass for each operation.
+    """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     common = {"lr": args.lr, "weight_decay": args.weight_decay}
-    if args.optimizer == "SGD":
-        return SGD(parameters, **common, momentum=args.momentum)
     if args.optimizer == "RMSprop":
         return RMSprop(parameters, **common, momentum=args.momentum, eps=args.epsilon)
+    if args.optimizer == "SGD":
+        return SGD(parameters, **common, momentum=args.momentum, fused=True)
     adam = AdamW if args.optimizer == "ADAMW" else Adam
-    return adam(parameters, **common, betas=tuple(args.betas), eps=args.epsilon)
+    return adam(parameters, **common, betas=tuple(args.betas), eps=args.epsilon, fused=True)
 
 
 def rate_factor(

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 MODELS = ("KRGN",)
-LOSSES = ("L1", "MSE")
+LOSSES = ("L1", "MSE", "Charbonnier", "FFT")
 OPTIMIZERS = ("ADAM", "SGD", "RMSprop", "ADAMW")
 ACTIVATIONS = ("lrelu", "relu", "prelu")
 

@@ -72,7 +72,7 @@ MISTAKES = {
     "--patch_size 100 --scale 3": ("--patch_size 100", "--scale 3", "99 or 102"),
     "--n_feats 64 --groups 5": ("--n_feats 64", "--groups 5"),
     "--model EDSRR": ("--model", "EDSRR", "KRGN"),
-    "--loss 1*L7": ("--loss", "L7", "L1, MSE"),
+    "--loss 1*L7": ("--loss", "L7", "L1, MSE, Charbonnier, FFT"),
     "--loss x*L1": ("--loss", "'x'"),
     "--optimizer LION": ("--optimizer", "LION", "ADAM"),
     "--decay 200--400": ("--decay", "200-400-600"),

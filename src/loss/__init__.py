@@ -3,7 +3,30 @@
 import torch
 from torch import nn
 
-TERMS = {"L1": nn.L1Loss, "MSE": nn.MSELoss}
+
+class Charbonnier(nn.Module):
+    """Mean of sqrt((sr - hr)^2 + epsilon^2), a smooth L1 (LapSRN, arXiv 1704.03915); epsilon in the network's range."""
+
+    def __init__(self, epsilon: float = 1e-3):
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+        return torch.sqrt((sr - hr).square() + self.epsilon**2).mean()
+
+
+class FrequencyL1(nn.Module):
+    """L1 between the 2-D Fourier transforms, real and imaginary parts apart (MIMO-UNet, arXiv 2108.05054).
+
+    The transforms are orthonormal, so that the loss is of the size of L1 whatever the patch.
+    """
+
+    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+        difference = torch.fft.rfft2(sr.float() - hr.float(), norm="ortho")
+        return torch.view_as_real(difference).abs().mean()
+
+
+TERMS = {"L1": nn.L1Loss, "MSE": nn.MSELoss, "Charbonnier": Charbonnier, "FFT": FrequencyL1}
 
 
 class Loss(nn.Module):
