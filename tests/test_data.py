@@ -163,6 +163,20 @@ def test_decoded_copies_are_made_and_made_anew_when_outdated(small_set):
     assert (cached(original, root, reset=True, n_threads=2).open(path) == 9).all()
 
 
+@pytest.mark.parametrize("damage", ["truncated", "of another size"])
+def test_copies_that_cannot_be_right_are_made_anew(small_set, damage):
+    """A copy cut off by a full disk, or of an image that was replaced by an older file of another size."""
+    original, root = image_set(small_set)
+    path = original.pairs[0].hr
+    cached(original, root, reset=False, n_threads=1)
+    cache = files.cache_path(root, path)
+    if damage == "truncated":
+        cache.write_bytes(cache.read_bytes()[:300])
+    else:
+        np.save(cache, np.zeros((5, 6, 3), np.uint8))
+    assert np.array_equal(cached(original, root, reset=False, n_threads=1).open(path), files.read_image(path))
+
+
 def test_a_conversion_that_fails_leaves_nothing_behind(small_set):
     original, root = image_set(small_set)
     path = original.pairs[2].hr

@@ -87,10 +87,12 @@ def cache_path(root: Path, image: Path) -> Path:
 
 
 def is_fresh(cache: Path, image: Path) -> bool:
-    """Whether the decoded copy is there and no older than its image."""
+    """Whether the decoded copy is there, whole, no older than its image and of its size."""
     try:
-        return cache.stat().st_mtime_ns >= image.stat().st_mtime_ns
-    except (FileNotFoundError, NotADirectoryError):
+        if cache.stat().st_mtime_ns < image.stat().st_mtime_ns:
+            return False
+        return open_cached(cache).shape[:2] == read_size(image)
+    except (FileNotFoundError, NotADirectoryError, UserError):
         return False
 
 
