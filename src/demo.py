@@ -22,7 +22,7 @@ from metrics import psnr_ssim
 from model.checkpoint import rebuild, unpack
 from option import Parser, parse_args
 from option import build_parser as training_parser
-from utility import load_tensors, write_bytes
+from utility import choose_device, load_tensors, write_bytes
 
 NAME = "Photos"
 # Photographs that the scikit-image package itself ships; the held-out ones are tested, never trained on.
@@ -88,7 +88,8 @@ def make_report(args) -> None:
     Raises:
         UserError: if the checkpoint is missing or the test has not been run.
     """
-    network = rebuild(unpack(load_tensors(Path(args.pre_train)), args.pre_train))
+    device = choose_device(cpu=False, n_gpus=1, asked=False)  # the one that main.py took for the folded file
+    network = rebuild(unpack(load_tensors(Path(args.pre_train)), args.pre_train)).to(device)
     scale = network.hyperparameters["scale"]
     first = len(TRAINING) + 1
     options = parse_args(
@@ -99,7 +100,7 @@ def make_report(args) -> None:
     )
     test_set = build_test_sets(options)[0]
     # main.py folds before it tests; here the training form itself is run, so that the table compares the two.
-    rows = evaluate(network, test_set, device=torch.device("cpu"), rgb_range=network.hyperparameters["rgb_range"]).rows
+    rows = evaluate(network, test_set, device=device, rgb_range=network.hyperparameters["rgb_range"]).rows
     trained = {row["image"]: (row["PSNR"], row["SSIM"]) for row in rows}
     folded = read_scores(Path(args.dir_experiment) / args.folded)
     bicubic, pictures = {}, []

@@ -1,6 +1,6 @@
 """How a run ends early: one line for what the user can mend, a clean stop on Ctrl-C and SIGTERM, a traceback for bugs.
 
-Only the standard library is imported, so that a program can be ready for signals before its heavy imports.
+Only the standard library is imported, so that main.py is ready for signals before its heavy imports.
 """
 
 import os
@@ -68,12 +68,19 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}: check the path and its permissions")
     except Interrupted as interruption:
         print(f"interrupted by {interruption}", file=sys.stderr)
         sys.exit(128 + interruption.signum)
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+        # torch's own class on a GPU; on a CPU only the allocator's words.
+        words = ("can't allocate memory", "not enough memory")
+        out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if not out_of_memory and not any(word in str(error) for word in words):
             raise
         reason = (str(error).splitlines() or ["MemoryError"])[0]
         sys.exit(

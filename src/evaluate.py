@@ -16,7 +16,7 @@ from data.image import write_png
 from data.srdata import TestSet
 from errors import UserError
 from experiment import Experiment
-from metrics import PROTOCOL, psnr_ssim, quantise
+from metrics import PROTOCOL, psnr_ssim, quantise, smallest_scored
 from model import inference
 
 log = logging.getLogger("krgn")
@@ -25,6 +25,18 @@ log = logging.getLogger("krgn")
 OnImage = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor | None], None] | None
 
 AUTOCAST = {"half": torch.float16, "bf16": torch.bfloat16}
+
+
+class InPrecision(nn.Module):
+    """A network that runs in the context of `autocast`, also in DataParallel's threads, which do not inherit it."""
+
+    def __init__(self, network: nn.Module, device: torch.device, precision: str):
+        super().__init__()
+        self.network, self.device, self.precision = network, device, precision
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        with autocast(self.device, self.precision):
+            return self.network(image)
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ def evaluate(
     def run(image: torch.Tensor) -> torch.Tensor:
         return inference.chop(network, image, test_set.scale) if chop else network(image)
 
-    rows = []
+    rows, too_small = [], []
     # The bar is a context so that it is closed, and its line ended, when a signal arrives.
     mine = range(parallel.rank(), len(test_set), parallel.world_size())
     bar = tqdm(mine, desc=test_set.label, disable=None if parallel.is_main() else True, leave=False)
@@ -91,12 +103,20 @@ def evaluate(
             lr, hr, name = test_set[index]
             image = to_network(lr[None], device, rgb_range)
             sr = inference.self_ensemble(run, image) if self_ensemble else run(image)
+            finite = bool(sr.isfinite().all())
+            if not finite:
+                log.warning("%s: the network's output for %s is not finite", test_set.label, name)
             sr = quantise(sr[0], rgb_range)
             if hr is not None:
-                score = psnr_ssim(sr, hr.to(device), test_set.scale)
-                rows.append((index, {"image": name, "PSNR": score[0], "SSIM": score[1]}))
+                if min(hr.shape[1:]) < smallest_scored(test_set.scale):
+                    too_small.append(name)
+                else:
+                    score = psnr_ssim(sr, hr.to(device), test_set.scale) if finite else (math.nan, math.nan)
+                    rows.append((index, {"image": name, "PSNR": score[0], "SSIM": score[1]}))
             if on_image is not None:
                 on_image(name, sr.cpu(), lr, hr)
+    if too_small:
+        log.warning("%s: too small to score, left out of the means: %s", test_set.label, ", ".join(too_small))
     rows = [row for part in parallel.gather(rows) for row in part]
     return Scores([row for _, row in sorted(rows, key=lambda row: row[0])])
 

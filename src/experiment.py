@@ -33,15 +33,16 @@ from utility import load_tensors, log_to, save_tensors, write_bytes
 _MARKER = ".experiment"
 _OURS = (
     "config.txt", "config_test.txt", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf", "state.pt",
-    "scores-*.csv", "model/*.pt", "results-*/*.png", "tensorboard/events.out.tfevents.*", _MARKER,
+    "scores-*.csv", "model/model_latest.pt", "model/model_best.pt", "model/model_[0-9]*.pt", "model/state_[0-9]*.pt",
+    "results-*/*_x[0-9]*_[SLH]R.png", "tensorboard/events.out.tfevents.*", _MARKER,
 )  # fmt: skip
 
 
 class Experiment:
     """One run's folder. Nothing is written before `create`."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, parent: Path, name: str):
+        self.folder, self.name = parent / name, name
 
     @property
     def state_path(self) -> Path:
@@ -53,7 +54,7 @@ class Experiment:
         Raises:
             UserError: if it may not.
         """
-        name = self.folder.name
+        name = self.name
         ours = (self.folder / _MARKER).is_file()
         if load:
             if not self.state_path.is_file():
@@ -66,7 +67,9 @@ class Experiment:
             return
         if not ours and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UserError(f"{self.folder}: was not made by this program, so it is left alone: choose another --save")
-        if training and (self.folder / "config.txt").exists() and not reset:
+        # A run that was killed before its first state has nothing to lose and nothing to go on with.
+        begun = self.state_path.exists() or any((self.folder / "model").glob("model_*.pt"))
+        if training and begun and not reset:
             raise UserError(
                 f"{self.folder}: holds a training run: go on with it (--load {name}), "
                 f"start anew (--save {name} --reset deletes it), or choose another --save"
@@ -92,7 +95,8 @@ class Experiment:
         """Deletes what this program writes, by name; anything else in the folder stays, and so does the folder then."""
         for pattern in _OURS:
             for path in self.folder.glob(pattern):
-                path.unlink()
+                if not path.is_dir():
+                    path.unlink()
         for folder in [*self.folder.glob("results-*"), self.folder / "model", self.folder / "tensorboard"]:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -121,16 +125,18 @@ class Experiment:
         Raises:
             UserError: if there is none; for an epoch, with those that exist.
         """
-        if not epoch:
-            return load_tensors(self.state_path)
-        path = self.folder / "model" / f"state_{epoch}.pt"
+        path = self.folder / "model" / f"state_{epoch}.pt" if epoch else self.state_path
         if not path.exists():
-            kept = sorted(int(found.stem.split("_")[1]) for found in path.parent.glob("state_*.pt"))
+            found = [other.stem.removeprefix("state_") for other in path.parent.glob("state_*.pt")]
+            kept = sorted(int(number) for number in found if number.isdecimal())
             there = (
                 f"epochs {', '.join(map(str, kept))} were kept" if kept else "none was kept (--save_models keeps them)"
             )
             raise UserError(f"--resume {epoch}: {path} does not exist; {there}: give one of those, or no --resume")
-        return load_tensors(path)
+        state = load_tensors(path)
+        if not isinstance(state, dict) or not {"model", "options", "optimizer", "progress"} <= state.keys():
+            raise UserError(f"{path}: is no state of a run, expected what main.py saved there: restore the file")
+        return state
 
     def save_history(self, history: list[dict]) -> None:
         """Writes history.csv, a row an epoch, and draws the curves."""

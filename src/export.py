@@ -16,7 +16,7 @@ from errors import UserError, run
 from model import count_parameters
 from model.checkpoint import pack, rebuild, unpack
 from model.recalibration import fold
-from option import Parser
+from option import Parser, whole_number
 from utility import load_tensors, save_tensors, start_log
 
 log = logging.getLogger("krgn")
@@ -29,7 +29,9 @@ def build_parser() -> Parser:
     parser = Parser(prog="export.py", description="Fold a checkpoint into plain kernels.")
     parser.add_argument("--pre_train", required=True, metavar="FILE", help="checkpoint to fold")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for <model>_x<scale>_folded.pt")
-    parser.add_argument("--dilation", type=int, help="for a bare state dict, which does not say it (default 3)")
+    parser.add_argument(
+        "--dilation", type=whole_number(1), metavar="N", help="for a bare state dict, which does not say it (default 3)"
+    )
     return parser
 
 
@@ -50,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     path = Path(args.out) / f"{model}_x{network.hyperparameters['scale']}_folded.pt"
     refuse_foreign(path)
     kept = {name: checkpoint.facts[name] for name in ("epoch", "psnr") if name in checkpoint.facts}
-    save_tensors(path, pack(folded, model, folded=True, source=str(args.pre_train), **kept))
+    was_folded = checkpoint.recalibrated or checkpoint.facts.get("folded", False)  # plain kernels had nothing to fold
+    save_tensors(path, pack(folded, model, folded=was_folded, source=str(args.pre_train), **kept))
     log.info(
         "%s: %s parameters, %s in training form; largest difference on random images %.1e of 255",
         path,
@@ -78,7 +81,7 @@ def refuse_foreign(path: Path) -> None:
     if not path.exists():
         return
     try:
-        ours = unpack(load_tensors(path), str(path)).facts.get("folded", False)
+        ours = "source" in unpack(load_tensors(path), str(path)).facts
     except UserError:
         ours = False
     if not ours:

@@ -22,21 +22,20 @@ def main(args: Options) -> None:
     from utility import choose_device, load_tensors, seed_everything, start_log
 
     log = start_log()
-    experiment = Experiment(Path(args.dir_experiment) / (args.load or args.save))
+    experiment = Experiment(Path(args.dir_experiment), args.load or args.save)
     experiment.check(training=not args.test_only, reset=args.reset, load=bool(args.load))
-    device = choose_device(cpu=args.cpu, n_gpus=args.n_GPUs, asked="n_GPUs" in args.given, precision=args.precision)
-    seed_everything(args.seed)
-
     state = checkpoint = None
     try:
         if args.load:
             state = experiment.load_state(args.resume)
-            args = continue_with(args, state["options"])
+            args = continue_with(args, state["options"], given=state["given"])
         elif args.pre_train:
             checkpoint = unpack(load_tensors(Path(args.pre_train)), args.pre_train)
             args = adopt(args, checkpoint)
     except OptionError as error:  # flags that go together, but not with what is in the file
         raise UserError(str(error)) from None
+    device = choose_device(cpu=args.cpu, n_gpus=args.n_GPUs, asked="n_GPUs" in args.given, precision=args.precision)
+    seed_everything(args.seed)
     network = build_model(args)
     if checkpoint is not None:
         load_pre_train(args, network, checkpoint)

@@ -49,6 +49,11 @@ def psnr_ssim(sr: torch.Tensor, hr: torch.Tensor, scale: int) -> tuple[float, fl
     return psnr(sr, hr), ssim(sr, hr)
 
 
+def smallest_scored(scale: int) -> int:
+    """The shortest side in pixels of an image that can be scored: one whole window is left after shaving."""
+    return _WINDOW + 2 * scale
+
+
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     """Peak signal-to-noise ratio in dB of two tensors of the same shape in 0..255."""
     mse = (a.double() - b.double()).square().mean().item()

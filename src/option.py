@@ -44,7 +44,8 @@ class Options(argparse.Namespace):
             OptionError: if the values contradict one another.
         """
         changed = Options(self.values() | changes, self.given)
-        _check(changed)
+        _check_requests(changed)
+        _check_values(changed)
         return changed
 
 
@@ -61,11 +62,13 @@ CHANGEABLE = frozenset(
 )
 
 
-def continue_with(args: Options, stored: dict) -> Options:
+def continue_with(args: Options, stored: dict, given: list[str]) -> Options:
     """The options with which a stopped run goes on: its own, but for changeable flags, which count as given now.
 
+    The hardware is that of this command line, whether its flags were given or not: a run may move.
+
     Args:
-        stored: the values of the run's options, out of its state.
+        stored, given: the values of the run's options and the names of those the user gave, out of its state.
 
     Raises:
         OptionError: if a flag that was given would change the experiment.
@@ -75,17 +78,18 @@ def continue_with(args: Options, stored: dict) -> Options:
             why = "is what the stored state is made of" if flag in _STRUCTURE else "is no flag"
             raise OptionError(f"--override {flag}: {flag} {why}: drop it, or start another run with --pre_train")
     for flag in sorted(args.given - CHANGEABLE - set(args.override)):
-        given, was = getattr(args, flag), stored.get(flag)
-        if given != was and not (flag == "groups" and given == stored["n_feats"] and not was):
+        now, was = getattr(args, flag), stored.get(flag)
+        if now != was and not (flag == "groups" and now == stored["n_feats"] and not was):
             raise OptionError(
-                f"--{flag} {_text(given)}, but --load {args.load} was started with {_text(was)}: drop --{flag} to go on, "
+                f"--{flag} {_text(now)}, but --load {args.load} was started with {_text(was)}: drop --{flag} to go on, "
                 + (
-                    f"or start another run from its weights with --pre_train {args.load}/model/model_latest.pt"
+                    f"or start another run from its weights with --pre_train {Path(args.dir_experiment, args.load)}/model/model_latest.pt"
                     if flag in _STRUCTURE
                     else f"or allow the change with --override {flag}"
                 )
             )
-    changed = {flag: getattr(args, flag) for flag in CHANGEABLE | set(args.override) if flag in args.given}
+    new = {"cpu", "n_GPUs", "n_threads"} | (args.given & (CHANGEABLE | set(args.override)))
+    changed = {flag: getattr(args, flag) for flag in new}
     if stored["ext"] == "sep_reset":  # it has been done
         changed = {"ext": "sep"} | changed
     return args.replace(
@@ -94,14 +98,14 @@ def continue_with(args: Options, stored: dict) -> Options:
 
 
 def _text(value) -> str:
-    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, for every program of the framework."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (--help explains the flags)\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help explains the flags)\n")
 
 
 def parse_args(argv: list[str] | None = None) -> Options:
@@ -113,9 +117,15 @@ def parse_args(argv: list[str] | None = None) -> Options:
     parsed = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset))))
     given = frozenset(name for name in names if parsed[name] is not unset)
     values = {name: parsed[name] if name in given else parser.get_default(name) for name in names}
+    values["betas"] = tuple(values["betas"])
+    for name in ("dir_data", "dir_demo", "dir_experiment", "pre_train"):
+        values[name] = values[name] and os.path.abspath(values[name])  # a run that goes on may start elsewhere
     options = Options(values, given)
     try:
-        _check(options)
+        _check_requests(options)
+        # With a file or a run to follow, values that were left at their defaults are still to come.
+        if not (options.load or options.pre_train):
+            _check_values(options)
     except OptionError as error:
         parser.error(str(error))
     return options
@@ -132,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("hardware")
     group.add_argument(
         "--n_threads",
-        type=_integer(0),
+        type=whole_number(0),
         default=6,
         metavar="N",
         help="processes that load training data, at most one a core; the batches do not depend on it (default 6)",
@@ -140,12 +150,14 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     group.add_argument(
         "--n_GPUs",
-        type=_integer(1),
+        type=whole_number(1),
         default=1,
         metavar="N",
         help="GPUs that one process uses (DataParallel); they share each batch (default 1)",
     )
-    group.add_argument("--seed", type=_integer(0), default=1, metavar="N", help="seed of everything random (default 1)")
+    group.add_argument(
+        "--seed", type=whole_number(0, 2**32 - 1), default=1, metavar="N", help="seed of everything random (default 1)"
+    )
     group.add_argument(
         "--precision",
         choices=("single", "half", "bf16"),
@@ -196,7 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--scale", type=_scale, default=4, metavar="S", help="upscaling factor (default 4)")
     group.add_argument(
         "--patch_size",
-        type=_integer(1),
+        type=whole_number(1),
         default=192,
         metavar="PIXELS",
         help="side of a training patch in HR pixels, a multiple of the scale (default 192)",
@@ -225,17 +237,21 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="weights to start from or to test; size, groups and kernels of the network are read off the file",
     )
-    group.add_argument("--n_feats", type=_integer(1), default=64, metavar="N", help="feature channels (default 64)")
-    group.add_argument("--n_resgroups", type=_integer(1), default=9, metavar="N", help="PMRB blocks (default 9)")
+    group.add_argument("--n_feats", type=whole_number(1), default=64, metavar="N", help="feature channels (default 64)")
+    group.add_argument("--n_resgroups", type=whole_number(1), default=9, metavar="N", help="PMRB blocks (default 9)")
     group.add_argument(
         "--groups",
-        type=_integer(0),
+        type=whole_number(0),
         default=0,
         metavar="N",
         help="groups of the recalibrated convolutions; 0: depth-wise; CFGN's weights have 32 (default 0)",
     )
     group.add_argument(
-        "--dilation", type=_integer(1), default=3, metavar="N", help="dilation of every second convolution (default 3)"
+        "--dilation",
+        type=whole_number(1),
+        default=3,
+        metavar="N",
+        help="dilation of every second convolution (default 3)",
     )
     group.add_argument("--act", choices=ACTIVATIONS, default="lrelu", help="activation of the taps (default lrelu)")
     group.add_argument(
@@ -253,21 +269,29 @@ def build_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--epochs", type=_integer(0), default=300, metavar="N", help="epochs to train; 0: until stopped (default 300)"
+        "--epochs",
+        type=whole_number(0),
+        default=300,
+        metavar="N",
+        help="epochs to train; 0: until stopped (default 300)",
     )
     group.add_argument(
         "--test_every",
-        type=_integer(0),
+        type=whole_number(0),
         default=1000,
         metavar="BATCHES",
         help="batches an epoch, after which the network is validated; 0: one pass over the images (default 1000)",
     )
     group.add_argument(
-        "--batch_size", type=_integer(1), default=16, metavar="N", help="patches a batch, over all GPUs (default 16)"
+        "--batch_size",
+        type=whole_number(1),
+        default=16,
+        metavar="N",
+        help="patches a batch, over all GPUs (default 16)",
     )
     group.add_argument(
         "--split_batch",
-        type=_integer(1),
+        type=whole_number(1),
         default=1,
         metavar="N",
         help="run a batch in N parts and add up their gradients: less memory, same result (default 1)",
@@ -282,7 +306,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--resume",
-        type=_integer(0),
+        type=whole_number(0),
         default=0,
         metavar="EPOCH",
         help="with --load: go on from this epoch, kept by --save_models; 0: from the last state (default 0)",
@@ -329,7 +353,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--warmup",
-        type=_integer(0),
+        type=whole_number(0),
         default=0,
         metavar="BATCHES",
         help="batches over which the rate rises linearly at the start (default 0)",
@@ -409,10 +433,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--save", default="test", metavar="NAME", help="name of this run's folder there (default test)")
     group.add_argument("--no_tensorboard", action="store_true", help="write no TensorBoard file")
-    group.add_argument("--save_models", action="store_true", help="keep weights and state of every epoch")
+    group.add_argument(
+        "--save_models",
+        action="store_true",
+        help="keep weights and state of every epoch (105 MB each for the standard network)",
+    )
     group.add_argument(
         "--print_every",
-        type=_integer(1),
+        type=whole_number(1),
         default=100,
         metavar="BATCHES",
         help="batches between two lines of the log (default 100)",
@@ -422,7 +450,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(options: Options) -> None:
+def _check_values(options: Options) -> None:
     """Raises OptionError where the values of several flags contradict one another."""
     if options.patch_size % options.scale and not options.test_only:
         low = options.patch_size // options.scale * options.scale
@@ -440,21 +468,27 @@ def _check(options: Options) -> None:
     if options.kernels == "plain" and options.basis == "frozen":
         raise OptionError("--basis frozen needs recalibrated kernels: drop it, or drop --kernels plain")
 
+    if options.schedule == "cosine" and not options.epochs:
+        raise OptionError("--schedule cosine falls to 0 over --epochs: give a number of epochs above 0")
+
+
+def _check_requests(options: Options) -> None:
+    """Raises OptionError where the user asks for things that do not go together."""
+    for flag in ("load", "pre_train"):
+        if flag in options.given and not getattr(options, flag):
+            raise OptionError(f"--{flag} is empty: name a {'run' if flag == 'load' else 'file'}, or drop it")
     if options.load and options.reset:
         raise OptionError("--reset deletes the run that --load goes on with: give only one of them")
     if options.load and "save" in options.given and options.save != options.load:
         raise OptionError(f"--load {options.load} goes on in its own folder: drop --save {options.save}")
     if options.override and not options.load:
         raise OptionError("--override changes a run that goes on: name the run with --load")
-    if options.schedule == "cosine" and not options.epochs:
-        raise OptionError("--schedule cosine falls to 0 over --epochs: give a number of epochs above 0")
     if options.resume and not options.load:
         raise OptionError(f"--resume {options.resume} goes back in a run: name the run with --load")
     if options.test_only:
         if options.load:
-            raise OptionError(
-                f"--load goes on with training: to test a run, give --pre_train {Path('experiment') / options.load / 'model/model_best.pt'}"
-            )
+            best = Path(options.dir_experiment, options.load, "model/model_best.pt")
+            raise OptionError(f"--load goes on with training: to test a run, give --pre_train {best}")
         if options.reset:
             raise OptionError("--reset deletes a training run: drop it, --test_only needs none")
         if not options.pre_train:
@@ -471,10 +505,12 @@ def _check_name(flag: str, name: str) -> None:
         raise OptionError(f"{flag} {name!r} leaves the folder of experiments: give a plain name such as {flag} krgn_x4")
 
 
-def _integer(least: int):
+def whole_number(least: int, most: int = 2**31 - 1):
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least {least}")
+        if not re.fullmatch(r"[+-]?\d{1,18}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(
+                f"got {text!r}, expected a whole number of at least {least}, at most {most}"
+            )
         return int(text)
 
     return parse
@@ -510,8 +546,8 @@ def _one_of(names: tuple[str, ...]):
 
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(text.split("+"))
-    if not all(names):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected names joined by +, as in Set5+Set14")
+    if not all(re.fullmatch(r"[^/\\\s.][^/\\\n]*", name) for name in names):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected plain names joined by +, as in Set5+Set14")
     if len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"got {text!r}, which names a set twice: name each once")
     return names
@@ -553,4 +589,6 @@ def _loss(text: str) -> tuple[tuple[float, str], ...]:
         if name not in LOSSES:
             raise argparse.ArgumentTypeError(f"got {name!r}, expected one of {', '.join(LOSSES)}, as in 1*L1+0.1*MSE")
         terms.append((_number(above=0)(weight) if star else 1.0, name))
+    if len({name for _, name in terms}) < len(terms):
+        raise argparse.ArgumentTypeError(f"got {text!r}, which names a loss twice: add up its weights")
     return tuple(terms)

@@ -24,7 +24,7 @@ from board import Board
 from data import train_batches
 from data.srdata import TestSet, TrainSet
 from errors import UserError, held
-from evaluate import Scores, autocast, evaluate_as_asked, to_network
+from evaluate import InPrecision, Scores, evaluate_as_asked, to_network
 from experiment import Experiment
 from loss import Loss
 from model.checkpoint import pack
@@ -79,6 +79,8 @@ class Trainer:
         self.best: dict = {}
         self.history: list[dict] = []
         self.skipped: list[dict] = []  # batches that never reached the weights, and why
+        self.in_a_row = 0  # how many of them came last: while it is not 0 the weights are suspect, and are not saved
+        self.n_images = len(train_set)
         if state is not None:
             self._restore(state)
         self.scheduler = make_scheduler(args, self.optimizer, epoch_batches=self.epoch_batches, done=self.done)
@@ -93,6 +95,7 @@ class Trainer:
     def _parallel(self) -> nn.Module:
         """The network as it is run in training. It shares its parameters with `self.network`, which is saved."""
         network = compiled(self.network, self.args, self.device) if self.args.compile else self.network
+        network = InPrecision(network, self.device, self.args.precision)
         if parallel.world_size() > 1:
             devices = [self.device.index] if self.device.type == "cuda" else None
             return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
@@ -132,7 +135,7 @@ class Trainer:
             # Also for a bug or a full disk: the batches done so far are worth keeping, if they can be.
             with held():
                 self._save_state()
-            name = self.experiment.folder.name
+            name = self.experiment.name
             log.info("state saved after %d epochs and %d batches: go on with --load %s", self.epoch, self.batch, name)
             if parallel.lost(error):
                 raise UserError(f"another process of this run has ended ({error}): see what it said") from None
@@ -160,7 +163,7 @@ class Trainer:
         """The rest of an epoch. Signals are looked at between batches, by all processes at once."""
         self.network.train()
         log.info("[epoch %d] learning rate %.2e", self.epoch + 1, self.optimizer.param_groups[0]["lr"])
-        begun, done_before, waited, in_a_row, told = time.perf_counter(), self.batch, 0.0, 0, False
+        begun, done_before, waited, told = time.perf_counter(), self.batch, 0.0, False
         title, total = f"epoch {self.epoch + 1}", self.epoch_batches
         disable = None if parallel.is_main() else True
         bar = tqdm(desc=title, total=total, initial=self.batch, unit="batch", disable=disable, leave=False)
@@ -174,23 +177,19 @@ class Trainer:
                 self.scheduler.step()
                 self.seconds += time.perf_counter() - asked
 
-                in_a_row = in_a_row + 1 if reason else 0
+                self.in_a_row = self.in_a_row + 1 if reason else 0
                 if reason:
                     self._book_skipped(reason, names)
-                if in_a_row == MAX_SKIPPED:
-                    mend = f"--load {self.experiment.folder.name} --override lr --lr {self.args.lr / 2:g}"
+                if self.in_a_row == MAX_SKIPPED:
+                    mend = f"--load {self.experiment.name} --override lr --lr {self.args.lr / 2:g}"
                     raise Diverged(
-                        f"{in_a_row} batches in a row were skipped, the last because {reason}: training has diverged; "
+                        f"{self.in_a_row} batches in a row were skipped, the last because {reason}: training diverged; "
                         f"the last good state is kept: go on with {mend}, or lower --lr, set --gclip or raise "
                         "--skip_threshold in another run"
                     )
                 if stop:
                     raise errors.Interrupted(errors.pending() or errors.SIGTERM)
-                if (
-                    self.args.save_every
-                    and not in_a_row
-                    and time.monotonic() - self.saved_at > 60 * self.args.save_every
-                ):
+                if self.args.save_every and time.monotonic() - self.saved_at > 60 * self.args.save_every:
                     self._save_state()
 
                 elapsed = time.perf_counter() - begun
@@ -216,13 +215,13 @@ class Trainer:
         lr, hr = (to_network(images, self.device, args.rgb_range) for images in (lr, hr))
         self.optimizer.zero_grad(set_to_none=True)
         terms = torch.zeros(len(args.loss), device=self.device)
-        parts = list(zip(lr.chunk(args.split_batch), hr.chunk(args.split_batch), strict=True))
+        n_parts = min(args.split_batch, len(lr))
+        parts = list(zip(lr.tensor_split(n_parts), hr.tensor_split(n_parts), strict=True))
         for number, (lr_part, hr_part) in enumerate(parts, start=1):
             # Only the last part's backward pass exchanges gradients, which by then are the whole batch's.
             apart = number < len(parts) and parallel.world_size() > 1
             with self.parallel.no_sync() if apart else nullcontext():
-                with autocast(self.device, args.precision):
-                    sr = self.parallel(lr_part)
+                sr = self.parallel(lr_part)
                 # A loss is a mean over its part: weighted by the part's share, gradients add up to the batch's.
                 part = self.loss(sr.float(), hr_part) * (len(lr_part) / len(lr))
                 self.scaler.scale(part.sum()).backward()
@@ -304,7 +303,9 @@ class Trainer:
             name = self.test_sets[self.best_set].name
             log.info("[epoch %d] best so far: PSNR %.3f dB on %s, epoch %d", epoch, best["psnr"], name, best["epoch"])
 
-        if parallel.is_main():
+        if parallel.is_main() and self.in_a_row:
+            log.info("[epoch %d] not saved: its last %d batches were skipped", epoch, self.in_a_row)
+        elif parallel.is_main():
             weights = "raw" if self.average is None else "averaged"
             checkpoint = pack(self.shown, self.args.model, epoch=epoch, psnr=psnr, weights=weights)
             for name in ["latest"] + ["best"] * is_best + [str(epoch)] * self.args.save_models:
@@ -318,11 +319,11 @@ class Trainer:
             self.last_loss = mean_loss
         self.batch, self.sums, self.norms, self.counted, self.seconds = 0, [0.0] * len(self.sums), 0.0, 0, 0.0
         self._save_state()
-        if self.args.save_models and parallel.is_main():
+        if self.args.save_models and parallel.is_main() and not self.in_a_row:
             self.experiment.keep_state(epoch)
 
     def _save_state(self) -> None:
-        if parallel.is_main():
+        if parallel.is_main() and not self.in_a_row:
             self.experiment.save_state(self._state())
         self.saved_at = time.monotonic()
 
@@ -331,6 +332,7 @@ class Trainer:
         version, keys, position, has_gauss, gauss = np.random.get_state()
         return pack(self.network, self.args.model, epoch=self.epoch, weights="raw") | {
             "options": self.args.values(),
+            "given": sorted(self.args.given),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else {},
@@ -344,6 +346,7 @@ class Trainer:
         }
 
     _PROGRESS = ("epoch", "batch", "sums", "norms", "counted", "seconds", "last_loss", "best", "history", "skipped")
+    _PROGRESS += ("in_a_row", "n_images")
 
     def _restore(self, state: dict) -> None:
         self.network.load_state_dict(state["model"])
@@ -353,6 +356,11 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         for name in self._PROGRESS:
             setattr(self, name, state["progress"][name])
+        if self.n_images != len(self.train_set):
+            raise UserError(
+                f"--load {self.experiment.name}: the run was trained on {self.n_images} images, now there are "
+                f"{len(self.train_set)}: put the same images there, or start another run with --pre_train"
+            )
         random.setstate(state["random"]["python"])
         np.random.set_state(state["random"]["numpy"])
         torch.set_rng_state(state["random"]["torch"])
@@ -368,8 +376,8 @@ def compiled(network: nn.Module, args, device: torch.device) -> nn.Module:
     side = args.patch_size // args.scale
     try:
         fast = torch.compile(network)
-        with autocast(device, args.precision):
-            fast(torch.zeros(1, args.n_colors, side, side, device=device)).sum().backward()
+        tried = InPrecision(fast, device, args.precision)
+        tried(torch.zeros(1, args.n_colors, side, side, device=device)).sum().backward()
     except Exception as error:  # whatever the compiler's many layers raise
         log.warning(
             "--compile: torch cannot compile here (%s): training goes on uncompiled", str(error).splitlines()[0]

@@ -46,6 +46,8 @@ def choose_device(*, cpu: bool, n_gpus: int, asked: bool, precision: str = "sing
             f"lower --n_GPUs, change CUDA_VISIBLE_DEVICES, or use --cpu"
         )
     if visible:
+        # "single" means float32 all through: by default cuDNN would round the factors of its products to TF32.
+        torch.backends.cudnn.allow_tf32 = precision != "single"
         LOG.info("device: %d x %s", n_gpus, torch.cuda.get_device_name())
         return torch.device("cuda")
     LOG.info("device: CPU, %d threads%s", torch.get_num_threads(), "" if cpu else " (no GPU is visible)")
@@ -114,6 +116,8 @@ def load_tensors(path: Path) -> dict:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file: check the path") from None
+    except PermissionError:
+        raise UserError(f"{path}: may not be read: change its permissions") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, expected a file of weights such as {path}/model_best.pt") from None
     except pickle.UnpicklingError as error:
@@ -137,8 +141,11 @@ class _Terminal(logging.Handler):
     """Lines on standard output that do not break a progress bar."""
 
     def emit(self, record):
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has seen enough; the run and its log file go on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def start_log() -> logging.Logger:

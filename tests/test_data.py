@@ -153,14 +153,15 @@ def test_decoded_copies_are_made_and_made_anew_when_outdated(small_set):
     cached(original, root, reset=False, n_threads=2)
     assert cache.stat().st_mtime_ns == before
 
-    files.write_png(path, np.full((60, 64, 3), 9, np.uint8))
-    os.utime(path, ns=(before + 10**9, before + 10**9))
-    assert (cached(original, root, reset=False, n_threads=2).open(path) == 9).all()
+    for value, shift in ((9, 10**9), (8, -(10**9))):  # replaced by a newer image, and by an older one out of an archive
+        files.write_png(path, np.full((60, 64, 3), value, np.uint8))
+        os.utime(path, ns=(before + shift, before + shift))
+        assert (cached(original, root, reset=False, n_threads=2).open(path) == value).all()
 
     np.save(cache, np.zeros((60, 64, 3), np.uint8))
-    os.utime(cache, ns=(before + 2 * 10**9, before + 2 * 10**9))
+    os.utime(cache, ns=(before - 10**9, before - 10**9))
     assert (cached(original, root, reset=False, n_threads=2).open(path) == 0).all()
-    assert (cached(original, root, reset=True, n_threads=2).open(path) == 9).all()
+    assert (cached(original, root, reset=True, n_threads=2).open(path) == 8).all()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "of another size"])
@@ -174,6 +175,7 @@ def test_copies_that_cannot_be_right_are_made_anew(small_set, damage):
         cache.write_bytes(cache.read_bytes()[:300])
     else:
         np.save(cache, np.zeros((5, 6, 3), np.uint8))
+    os.utime(cache, ns=(path.stat().st_mtime_ns,) * 2)
     assert np.array_equal(cached(original, root, reset=False, n_threads=1).open(path), files.read_image(path))
 
 

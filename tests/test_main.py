@@ -13,18 +13,21 @@ import pytest
 import torch
 from conftest import SRC, assert_one_line, program, small_run
 from PIL import Image
+from test_recalibration import randomise
 
 import export
-from data import build_test_sets
+import trainer
+from data import build_test_sets, usable_cores
 from data.image import read_image, write_png
 from errors import UserError
-from evaluate import evaluate
+from evaluate import Scores, evaluate
 from main import main
+from model import build_model
 from model.checkpoint import pack, rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import is_recalibrated
 from option import parse_args
-from utility import load_tensors, save_tensors
+from utility import load_tensors, save_tensors, seed_everything
 
 
 def launch(*flags: str) -> None:
@@ -163,9 +166,11 @@ def test_two_stages(small_set, capsys):
 
 
 def test_split_batch_gives_the_same_training(small_set):
+    """Five patches in parts of two, two and one: each part counts by its share."""
     experiments = small_set.parent / "experiment"
-    launch(*small_run(small_set, "--save", "whole", "--epochs", "1"))
-    launch(*small_run(small_set, "--save", "split", "--epochs", "1", "--split_batch", "3"))
+    flags = small_run(small_set, "--epochs", "1", "--batch_size", "5")
+    launch(*flags, "--save", "whole")
+    launch(*flags, "--save", "split", "--split_batch", "3")
     whole, split = weights(experiments / "whole"), weights(experiments / "split")
     assert all(torch.allclose(whole[name], split[name], atol=2e-4) for name in whole)
     a, b = (float(history(experiments / name)[0]["loss"]) for name in ("whole", "split"))
@@ -208,6 +213,139 @@ def test_a_run_that_diverges_stops_with_its_last_good_state(small_set, capsys):
     assert history(folder)[1]["skipped"] == "0"
 
 
+def test_a_whole_epoch_of_skipped_batches_is_not_saved(small_set, monkeypatch, capsys):
+    """Also where an epoch is shorter than the patience: neither the state nor the released weights are replaced."""
+    folder = small_set.parent / "experiment/small"
+    launch(*small_run(small_set, "--epochs", "1"))
+    good = {name: (folder / name).read_bytes() for name in ("state.pt", "model/model_latest.pt", "model/model_best.pt")}
+    monkeypatch.setattr(trainer, "MAX_SKIPPED", 10)
+    with pytest.raises(UserError, match="10 batches in a row"):
+        launch("--cpu", "--load", "small", "--epochs", "9", "--dir_experiment", folder.parent,
+               "--skip_threshold", "1e-9", "--override", "skip_threshold")  # fmt: skip
+    assert "not saved" in capsys.readouterr().out
+    assert {name: (folder / name).read_bytes() for name in good} == good
+
+
+def test_gradients_are_clipped_and_weights_decay(small_set):
+    """With SGD the first step is -rate * gradient: clipped it is no longer than rate * limit; decay shrinks weights."""
+    experiments = small_set.parent / "experiment"
+    flags = small_run(
+        small_set, "--optimizer", "SGD", "--momentum", "0", "--epochs", "1", "--test_every", "1", "--lr", "0.01"
+    )
+    launch(*flags, "--save", "free")
+    launch(*flags, "--save", "clipped", "--gclip", "1e-3")
+    launch(*flags, "--save", "decayed", "--weight_decay", "0.5")
+    torch.manual_seed(1)
+    args = parse_args(list(map(str, flags)))
+    seed_everything(args.seed)
+    start = build_model(args).state_dict()
+    moved = {
+        name: {k: (t - start[k]).abs().max() for k, t in weights(experiments / name).items()}
+        for name in ("free", "clipped")
+    }
+    assert max(moved["free"].values()) > 1e-3
+    assert 0 < max(moved["clipped"].values()) < 1.1e-5
+    free, decayed = weights(experiments / "free"), weights(experiments / "decayed")
+    bias = "upsampler.0.bias"
+    assert torch.allclose(free[bias] - decayed[bias], 0.01 * 0.5 * start[bias], atol=1e-6)
+
+
+def test_testing_runs_the_folded_network_as_asked(small_set, monkeypatch):
+    """What the options say reaches the network: folded, in quadrants, in eight views."""
+    weights_path = small_set / "weights.pt"
+    save_tensors(weights_path, pack(randomise(KRGN(scale=2, n_feats=8, n_resgroups=1)), "KRGN"))
+    seen = []
+
+    def forward(self, image):
+        seen.append((is_recalibrated(self), tuple(image.shape[-2:])))
+        return original(self, image)
+
+    original = KRGN.forward
+    monkeypatch.setattr(KRGN, "forward", forward)
+    common = ("--cpu", "--test_only", "--pre_train", weights_path, "--dir_data", small_set, "--data_test", "Small",
+              "--data_range", "1-1/5-5", "--dir_experiment", small_set / "experiment")  # fmt: skip
+    expected = {(): [(30, 32)], ("--chop",): [(25, 26)] * 4, ("--self_ensemble",): [(30, 32), (32, 30)] * 4}
+    for flags, sizes in expected.items():
+        seen.clear()
+        launch(*common, *flags)
+        assert sorted(size for _, size in seen) == sorted(sizes)
+        assert not any(recalibrated for recalibrated, _ in seen)
+
+
+def test_the_best_is_the_best_also_after_going_back(small_set, monkeypatch):
+    """PSNR 20, 30, 10: the second epoch is the best; going back to the first makes that the best again."""
+    folder = small_set.parent / "experiment/small"
+    values = iter([20.0, 30.0, 10.0, 5.0])
+    monkeypatch.setattr(
+        trainer, "evaluate_as_asked", lambda *a, **k: Scores([{"image": "x", "PSNR": next(values), "SSIM": 0.5}])
+    )
+    launch(*small_run(small_set, "--epochs", "3", "--save_models"))
+    assert equal(weights(folder, "best"), weights(folder, "2"))
+    launch("--cpu", "--load", "small", "--resume", "1", "--epochs", "2", "--dir_experiment", folder.parent)
+    assert equal(weights(folder, "best"), weights(folder, "1"))
+
+
+def test_what_cannot_be_scored_is_said(small_set, photo, capsys):
+    for name, side in (("large", 40), ("tiny", 8)):
+        write_png(small_set / f"benchmark/Mixed/HR/{name}.png", photo[:side, :side])
+    state = KRGN(scale=2, n_feats=8, n_resgroups=1)
+    common = ("--cpu", "--test_only", "--dir_data", small_set, "--data_test", "Mixed",
+              "--dir_experiment", small_set / "experiment")  # fmt: skip
+    save_tensors(small_set / "good.pt", pack(state, "KRGN"))
+    launch(*common, "--pre_train", small_set / "good.pt", "--save", "good")
+    assert "too small to score, left out of the means: tiny" in capsys.readouterr().out
+    assert [row[0] for row in scores(small_set / "experiment/good", "Mixed")] == ["large"]
+    state.head_conv.bias.data.fill_(float("nan"))
+    save_tensors(small_set / "bad.pt", pack(state, "KRGN"))
+    launch(*common, "--pre_train", small_set / "bad.pt", "--save", "bad")
+    said = capsys.readouterr().out
+    assert "output for large is not finite" in said
+    assert "PSNR nan" in said
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {1: torch.zeros(2)},
+        {"format": "KRGN framework checkpoint 1", "model": {"a": torch.zeros(1)}},
+        {"sub_mean.bias": torch.zeros(3)},
+        {"act": "gelu"},
+        {"dilation": 0},
+        {"rgb": 0},
+        {"colors": 4},
+    ],
+)
+def test_strange_files_of_weights_get_one_line(small_set, content):
+    path = small_set / "strange.pt"
+    if content.keys() & {"act", "dilation", "rgb", "colors"}:
+        packed = pack(KRGN(scale=2, n_feats=8, n_resgroups=1, n_colors=content.get("colors", 3)), "KRGN")
+        packed["facts"] |= {name: value for name, value in content.items() if name in ("act", "dilation")}
+        if "rgb" in content:
+            packed["model"]["sub_mean.bias"].zero_()
+        content = packed
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"strange\.pt"):
+        launch(
+            "--cpu", "--test_only", "--pre_train", path, "--dir_data", small_set, "--dir_experiment", small_set / "e"
+        )
+
+
+def test_a_run_with_other_images_does_not_go_on(small_set):
+    launch(*small_run(small_set, "--epochs", "1", "--data_range", "1-3/5-6"))
+    (small_set / "Small/Small_train_HR/0002.png").unlink()
+    load = ("--cpu", "--load", "small", "--epochs", "2", "--dir_experiment", small_set.parent / "experiment")
+    with pytest.raises(UserError, match=r"5-6.*5 images"):
+        launch(*load)
+
+
+def test_a_run_killed_before_its_first_state_may_start_again(small_set):
+    folder = small_set.parent / "experiment/small"
+    launch(*small_run(small_set, "--epochs", "1"))
+    for path in (folder / "state.pt", *(folder / "model").iterdir()):
+        path.unlink()
+    launch(*small_run(small_set, "--epochs", "1"))
+
+
 def test_own_images_without_ground_truth(small_set, photo, capsys):
     write_png(small_set / "mine/gray.png", photo[:20, :31, :1])
     weights_path = small_set / "weights.pt"
@@ -232,6 +370,8 @@ def test_an_existing_run_is_not_overwritten(small_set):
     (folder / "notes.txt").write_text("mine")
     (folder / "results-Mine").mkdir()
     (folder / "results-Mine/notes.txt").write_text("mine too")
+    (folder / "results-Mine/figure_for_paper.png").write_text("mine as well")
+    (folder / "model/my_own_copy.pt").write_text("and this")
     # A mistake in the data must not cost the old run.
     with pytest.raises(UserError, match="Nothing"):
         launch(*small_run(small_set, "--reset", "--data_train", "Nothing"))
@@ -240,6 +380,8 @@ def test_an_existing_run_is_not_overwritten(small_set):
     assert not equal(weights(folder), before)
     assert (folder / "notes.txt").read_text() == "mine"
     assert (folder / "results-Mine/notes.txt").read_text() == "mine too"
+    assert (folder / "results-Mine/figure_for_paper.png").exists()
+    assert (folder / "model/my_own_copy.pt").exists()
     assert (folder / "log.txt").read_text().count("[epoch 1] learning rate") == 1
 
 
@@ -284,6 +426,7 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in found.stdout.split()]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for the workers in /proc")
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_the_state_and_ends_the_workers(small_set, signum, status):
     """Within an epoch, sent to the whole group as a terminal does; going on then gives the same weights."""
@@ -296,7 +439,7 @@ def test_a_signal_saves_the_state_and_ends_the_workers(small_set, signum, status
     out, err = process.communicate(timeout=60)
     assert process.returncode == status, err
     assert "Traceback" not in err
-    assert len(workers) == 2
+    assert len(workers) == min(2, usable_cores())
     deadline = time.time() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.time() < deadline:
         time.sleep(0.1)

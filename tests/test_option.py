@@ -1,5 +1,7 @@
 """The command line: familiar flags with their defaults, one line for each mistake, options that are read-only."""
 
+import os
+
 import pytest
 from conftest import ROOT, assert_one_line, program
 
@@ -96,6 +98,12 @@ MISTAKES = {
     "--load a --save b": ("--load a", "--save b"),
     "--override lr": ("--override", "--load"),
     "--schedule cosine --epochs 0": ("--schedule cosine", "--epochs"),
+    "--load=": ("--load is empty",),
+    "--pre_train=": ("--pre_train is empty",),
+    "--seed 99999999999999999999": ("--seed", "at most"),
+    "--data_test ../Set5": ("--data_test", "plain names"),
+    "--data_test Set5/": ("--data_test", "plain names"),
+    "--loss 1*L1+2*L1": ("--loss", "twice"),
     "--ema 1": ("--ema", "below 1"),
     "--resume 3": ("--resume 3", "--load"),
     "--test_only": ("--test_only", "--pre_train"),
@@ -137,7 +145,22 @@ def test_help_has_every_flag_with_an_explanation():
 
 def test_going_on_keeps_the_experiment_and_lets_the_rest_change():
     stored = parse_args("--scale 2 --lr 0.01 --epochs 5 --save run".split()).values()
-    options = continue_with(parse_args("--load run --epochs 9 --cpu --scale 2".split()), stored)
+    options = continue_with(parse_args("--load run --epochs 9 --cpu --betas 0.9 0.999".split()), stored, ["lr"])
     assert (options.scale, options.lr, options.epochs, options.cpu, options.save) == (2, 0.01, 9, True, "run")
-    with pytest.raises(OptionError, match=r"--lr 0.5.*0.01"):
-        continue_with(parse_args("--load run --lr 0.5".split()), stored)
+    with pytest.raises(OptionError, match=r"--lr 0.5.*0.01.*--override lr"):
+        continue_with(parse_args("--load run --lr 0.5".split()), stored, [])
+    # Another machine: its hardware counts, not that of the one that began.
+    begun = parse_args("--n_GPUs 4 --cpu --save run".split()).values()
+    moved = continue_with(parse_args(["--load", "run"]), begun, [])
+    assert (moved.n_GPUs, moved.cpu) == (1, False)
+
+
+def test_values_that_a_file_or_a_run_supplies_are_not_checked_before():
+    """A patch of 27 is no multiple of the default scale 4, but the file may be x3."""
+    parse_args("--pre_train x3.pt --patch_size 27".split())
+    parse_args("--load x3run --patch_size 27".split())
+    with pytest.raises(OptionError, match="--patch_size 27"):
+        parse_args("--pre_train x4.pt --patch_size 27".split()).replace(scale=4)
+    options = parse_args("--dir_data some/where --pre_train x.pt".split())
+    assert os.path.isabs(options.dir_data)
+    assert os.path.isabs(options.pre_train)

@@ -48,6 +48,7 @@ def test_export_folds(trained, tmp_path, capsys):
     assert "parameters" in capsys.readouterr().out
     # Its own file may be written again, anybody else's may not.
     export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
+    assert load_tensors(path)["facts"]["folded"] is True
     path.write_text("somebody's")
     with pytest.raises(UserError, match="left alone"):
         export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])

@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -88,10 +89,10 @@ def train_batches(
         batch_sampler=numbers,
         num_workers=min(n_threads, usable_cores()),
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_parent,
         generator=torch.Generator(),  # not the global one, whose state a run that goes on must find unchanged
     )
-    batches = iter(loader)
+    with _signals_blocked():
+        batches = iter(loader)
     try:
         while True:
             try:
@@ -109,11 +110,18 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _leave_signals_to_the_parent(_worker: int) -> None:
-    # A Ctrl-C in the terminal, or a scheduler's SIGTERM, reaches the workers too. The parent ends them when it has
-    # saved its state; a worker that died before that would raise an error in the middle of the parent's step.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@contextmanager
+def _signals_blocked():
+    """Processes started inside never see Ctrl-C and SIGTERM, which reach them too when they are sent to the group: the
+    parent ends them when it has saved its state, and one that died before would be an error in the middle of a step."""
+    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_workers(batches) -> None:

@@ -8,6 +8,7 @@ Every image becomes uint8 (H, W, C), C = 1 (gray) or 3 (RGB):
 - the EXIF orientation is ignored; of several frames the first is taken.
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,9 +88,14 @@ def cache_path(root: Path, image: Path) -> Path:
 
 
 def is_fresh(cache: Path, image: Path) -> bool:
-    """Whether the decoded copy is there, whole, no older than its image and of its size."""
+    """Whether the decoded copy is there, whole, of the image's size, and has the image's time, which `convert` gave it.
+
+    A copy that is newer is outdated too: the image may have been replaced by one that is older, out of an archive.
+    """
     try:
-        if cache.stat().st_mtime_ns < image.stat().st_mtime_ns:
+        # Some file systems keep microseconds or seconds only.
+        time = image.stat().st_mtime_ns
+        if cache.stat().st_mtime_ns not in (time, time // 10**3 * 10**3, time // 10**9 * 10**9):
             return False
         return open_cached(cache).shape[:2] == read_size(image)
     except (FileNotFoundError, NotADirectoryError, UserError):
@@ -99,9 +105,12 @@ def is_fresh(cache: Path, image: Path) -> bool:
 def convert(image: Path, cache: Path) -> None:
     """Decodes `image` into `cache`. Atomic: several processes may do the same at once, and a killed one leaves no
     half-written copy under the final name."""
+    time = image.stat().st_mtime_ns  # before the pixels are read: what is written meanwhile makes the copy outdated
     pixels = read_image(image)
-    with atomic_path(cache) as temporary, open(temporary, "wb") as file:
-        np.save(file, pixels, allow_pickle=False)
+    with atomic_path(cache) as temporary:
+        with open(temporary, "wb") as file:
+            np.save(file, pixels, allow_pickle=False)
+        os.utime(temporary, ns=(time, time))
 
 
 def open_cached(cache: Path) -> np.ndarray:

@@ -27,6 +27,7 @@ class Pair:
     name: str
     lr: Path
     hr: Path | None
+    size: tuple[int, int] | None = None  # (height, width) of HR
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,17 @@ def pair_up(hr_paths: list[Path], lr_folder: Path, scale: int, n_threads: int) -
                 "and name it with --dir_data, or put the LR images there"
             ) from None
 
+    sized = []
     for pair in pairs:
         height, width = files.read_size(pair.hr)
+        sized.append(replace(pair, size=(height, width)))
         lr_size = files.read_size(pair.lr)
         if lr_size != (height // scale, width // scale):
             raise UserError(
                 f"{pair.lr}: {_size(lr_size)} pixels do not fit {pair.hr.name}'s {_size((height, width))} at x{scale}: "
                 f"expected {_size((height // scale, width // scale))}; remove the LR image to have it made from HR"
             )
-    return pairs
+    return sized
 
 
 def cached(image_set: ImageSet, root: Path, *, reset: bool, n_threads: int) -> ImageSet:
@@ -139,10 +142,9 @@ class TrainSet(Dataset):
         self.scale, self.patch_size, self.n_colors = scale, patch_size, n_colors
         self.augment, self.seed = augment, seed
         for pair, _ in self.images:
-            height, width = files.read_size(pair.hr)
-            if min(height, width) // scale * scale < patch_size:
+            if min(pair.size) // scale * scale < patch_size:
                 raise UserError(
-                    f"{pair.hr}: {_size((height, width))} pixels are smaller than a patch of {patch_size}: "
+                    f"{pair.hr}: {_size(pair.size)} pixels are smaller than a patch of {patch_size}: "
                     "lower --patch_size or remove the image"
                 )
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from errors import UserError
 from model import MODELS, build_model
+from model.common import ACTIVATIONS
 from model.recalibration import basis_is_frozen, is_recalibrated
 
 log = logging.getLogger("krgn")
@@ -69,11 +70,13 @@ def unpack(content, path: str) -> Checkpoint:
     facts = {}
     if isinstance(content, dict):
         if content.get("format") == FORMAT:
-            facts = content["facts"]
+            facts = content.get("facts", {})
         wrapped = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
         content = content if wrapped is None else wrapped
     if not isinstance(content, dict) or not content or not all(torch.is_tensor(value) for value in content.values()):
         raise UserError(f"{path}: holds no state dict, expected names with their tensors: give a file of weights")
+    if not all(isinstance(name, str) for name in content) or not isinstance(facts, dict):
+        raise UserError(f"{path}: has names that are no text: give a file of weights")
     # DataParallel's names, which other programs save.
     return Checkpoint(path, {name.removeprefix("module."): value for name, value in content.items()}, facts)
 
@@ -124,12 +127,19 @@ def _structure(checkpoint: Checkpoint, model: str) -> dict:
     """The hyper-parameters that the file states or shows."""
     try:
         shown = MODELS[model].structure(checkpoint.state)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, ValueError, ZeroDivisionError, AttributeError) as error:
         first = ", ".join(list(checkpoint.state)[:3])
         raise UserError(
             f"{checkpoint.path}: is no {model}, it lacks {error} and has {first}, …: give a file of that network"
         ) from None
-    return shown | {flag: checkpoint.facts[flag] for flag in ("dilation", "act") if flag in checkpoint.facts}
+    found = shown | {flag: checkpoint.facts[flag] for flag in ("dilation", "act") if flag in checkpoint.facts}
+    sane = found["n_colors"] in (1, 3) and found["rgb_range"] > 0 and found["scale"] > 0
+    sane = sane and found.get("act", "lrelu") in ACTIVATIONS
+    dilation = found.get("dilation", 1)
+    if not sane or not isinstance(dilation, int) or dilation < 1:
+        shape = ", ".join(f"{flag} {value}" for flag, value in found.items())
+        raise UserError(f"{checkpoint.path}: has {shape}, which is no {model} that can be built: give another file")
+    return found
 
 
 def rebuild(checkpoint: Checkpoint, *, dilation: int | None = None) -> nn.Module:
@@ -147,7 +157,7 @@ def rebuild(checkpoint: Checkpoint, *, dilation: int | None = None) -> nn.Module
     stated = checkpoint.facts.get("dilation", dilation)
     if dilation not in (None, stated):
         raise UserError(f"--dilation {dilation}, but {checkpoint.path} has {stated}: drop --dilation")
-    found = {"act": "lrelu", "dilation": stated or 3} | _structure(checkpoint, model)
+    found = {"act": "lrelu", "dilation": 3 if stated is None else stated} | _structure(checkpoint, model)
     kernels = "recalibrated" if checkpoint.recalibrated else "plain"
     network = build_model(SimpleNamespace(model=model, kernels=kernels, basis="trained", **found))
     load_weights(network, checkpoint)

@@ -47,13 +47,14 @@ def _halves(size: int) -> list[tuple[int, int, int, int]]:
 def self_ensemble(model: Network, image: torch.Tensor) -> torch.Tensor:
     """The mean of the network's outputs over the eight flips and rotations of the image (EDSR+), undone again.
 
-    Runs on the image's device; averages in the network's output type.
+    Runs on the image's device; averages in float32 at least.
     """
     total = None
     for turns in range(4):
         for mirrored in (False, True):
             view = torch.rot90(image.flip(-1) if mirrored else image, turns, dims=(-2, -1))
             out = torch.rot90(model(view), -turns, dims=(-2, -1))
+            out = out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
             out = out.flip(-1) if mirrored else out
             total = out if total is None else total + out
     return total / 8

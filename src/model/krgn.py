@@ -15,6 +15,8 @@ that weights interchange both ways. Features are (N, C, H, W) throughout, C = `n
 """
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -31,19 +33,18 @@ def cffb(x: torch.Tensor, near: nn.Module, far: nn.Module) -> torch.Tensor:
 class RCG(nn.Module):
     """Residual CFFB group: three CFFBs in a chain, plus the input.
 
+    `conv` makes the convolutions: `RecConv`, or `nn.Conv2d` for plain kernels.
     Published state dicts keep the six branches in one list: even ones have dilation 1, odd ones `dilation`.
     """
 
-    def __init__(self, *, n_feats: int, groups: int, dilation: int, recalibrated: bool, train_basis: bool):
+    def __init__(self, *, n_feats: int, groups: int, dilation: int, conv: Callable[..., nn.Conv2d]):
         super().__init__()
-        self.conv_acts = nn.ModuleList()
-        for rate in (1, dilation) * 3:
-            shape = {"kernel_size": 3, "padding": rate, "dilation": rate, "groups": groups}
-            if recalibrated:
-                conv = RecConv(n_feats, n_feats, **shape, train_basis=train_basis)
-            else:
-                conv = nn.Conv2d(n_feats, n_feats, **shape)
-            self.conv_acts.append(nn.Sequential(conv, nn.PReLU(n_feats, init=0.05)))
+        self.conv_acts = nn.ModuleList(
+            nn.Sequential(
+                conv(n_feats, n_feats, 3, padding=rate, dilation=rate, groups=groups), nn.PReLU(n_feats, init=0.05)
+            )
+            for rate in (1, dilation) * 3
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = x
@@ -82,17 +83,10 @@ class PMRB(nn.Module):
     block's input is added.
     """
 
-    def __init__(self, *, n_feats: int, groups: int, dilation: int, act: str, recalibrated: bool, train_basis: bool):
+    def __init__(self, *, n_feats: int, groups: int, dilation: int, act: str, conv: Callable[..., nn.Conv2d]):
         super().__init__()
         tap = max(1, n_feats // 2)
-        group = {
-            "n_feats": n_feats,
-            "groups": groups,
-            "dilation": dilation,
-            "recalibrated": recalibrated,
-            "train_basis": train_basis,
-        }
-        self.blocks = nn.ModuleList(RCG(**group) for _ in range(3))
+        self.blocks = nn.ModuleList(RCG(n_feats=n_feats, groups=groups, dilation=dilation, conv=conv) for _ in range(3))
         self.conv1x1s = nn.ModuleList(nn.Sequential(nn.Conv2d(n_feats, tap, 1), activation(act, tap)) for _ in range(3))
         self.conv3x3 = nn.Sequential(nn.Conv2d(n_feats, tap, 3, padding=1), activation(act, tap))
         self.conv1x1_act = nn.Sequential(nn.Conv2d(4 * tap, n_feats, 1), leaky_relu())
@@ -158,17 +152,12 @@ class KRGN(nn.Module):
             "n_colors": n_colors,
             "rgb_range": rgb_range,
         }
-        block = {
-            "n_feats": n_feats,
-            "groups": groups,
-            "dilation": dilation,
-            "act": act,
-            "recalibrated": recalibrated,
-            "train_basis": train_basis,
-        }
+        conv = partial(RecConv, train_basis=train_basis) if recalibrated else nn.Conv2d
         self.sub_mean = MeanShift(n_colors=n_colors, rgb_range=rgb_range, sign=-1)
         self.head_conv = nn.Conv2d(n_colors, n_feats, 3, padding=1)
-        self.body = nn.ModuleList(PMRB(**block) for _ in range(n_resgroups))
+        self.body = nn.ModuleList(
+            PMRB(n_feats=n_feats, groups=groups, dilation=dilation, act=act, conv=conv) for _ in range(n_resgroups)
+        )
         self.features_fusion_module = nn.Sequential(
             nn.Conv2d((n_resgroups + 1) * n_feats, n_feats, 1),
             leaky_relu(),
