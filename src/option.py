@@ -139,314 +139,126 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
 
-    group = parser.add_argument_group("hardware")
-    group.add_argument(
-        "--n_threads",
-        type=whole_number(0),
-        default=6,
-        metavar="N",
-        help="processes that load training data, at most one a core; the batches do not depend on it (default 6)",
-    )
-    group.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
-    group.add_argument(
-        "--n_GPUs",
-        type=whole_number(1),
-        default=1,
-        metavar="N",
-        help="GPUs that one process uses (DataParallel); they share each batch (default 1)",
-    )
-    group.add_argument(
-        "--seed", type=whole_number(0, 2**32 - 1), default=1, metavar="N", help="seed of everything random (default 1)"
-    )
-    group.add_argument(
-        "--precision",
-        choices=("single", "half", "bf16"),
-        default="single",
-        help="arithmetic of the network; half and bf16 are mixed precision (default single)",
-    )
+    # fmt: off
+    add = parser.add_argument_group("hardware").add_argument
+    add("--n_threads", type=whole_number(0), default=6, metavar="N",
+        help="processes that load training data, at most one a core; the batches do not depend on it (default 6)")
+    add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    add("--n_GPUs", type=whole_number(1), default=1, metavar="N",
+        help="GPUs that one process uses (DataParallel); they share each batch (default 1)")
+    add("--seed", type=whole_number(0, 2**32 - 1), default=1, metavar="N",
+        help="seed of everything random (default 1)")
+    add("--precision", choices=("single", "half", "bf16"), default="single",
+        help="arithmetic of the network; half and bf16 are mixed precision (default single)")
 
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dir_data",
-        default=str(_ROOT / "dataset"),
-        metavar="DIR",
-        help="folder of the data sets (default: dataset/ beside src/)",
-    )
-    group.add_argument(
-        "--dir_demo",
-        default=str(_ROOT / "test"),
-        metavar="DIR",
-        help="folder of your own images for --data_test Demo (default: test/ beside src/)",
-    )
-    group.add_argument(
-        "--data_train",
-        type=_names,
-        default=("DIV2K",),
-        metavar="A+B",
-        help="training sets, folders of --dir_data in DIV2K's shape (default DIV2K)",
-    )
-    group.add_argument(
-        "--data_test",
-        type=_names,
-        default=("DIV2K",),
-        metavar="A+B",
-        help="test sets: folders of --dir_data/benchmark, sets in DIV2K's shape, or Demo; the first one's PSNR chooses the best weights (default DIV2K)",
-    )
-    group.add_argument(
-        "--data_range",
-        type=_ranges,
-        default=((1, 800), (801, 810)),
-        metavar="A-B/C-D",
-        help="images for training / testing in a set of DIV2K's shape, counted from 1 in the order of their names (default 1-800/801-810)",
-    )
-    group.add_argument(
-        "--ext",
-        choices=("sep", "sep_reset", "img"),
-        default="sep",
-        help="sep: keep a decoded .npy copy of each image in the set's bin/ folder, made where missing or outdated; sep_reset: make all of them anew first; img: decode each time (default sep)",
-    )
-    group.add_argument("--scale", type=_scale, default=4, metavar="S", help="upscaling factor (default 4)")
-    group.add_argument(
-        "--patch_size",
-        type=whole_number(1),
-        default=192,
-        metavar="PIXELS",
-        help="side of a training patch in HR pixels, a multiple of the scale (default 192)",
-    )
-    group.add_argument(
-        "--rgb_range",
-        type=_number(above=0),
-        default=255,
-        metavar="V",
-        help="largest value of a pixel in the network (default 255)",
-    )
-    group.add_argument("--n_colors", type=int, choices=(1, 3), default=3, help="3: RGB; 1: luma Y only (default 3)")
-    group.add_argument("--no_augment", action="store_true", help="no random flips and rotations of training patches")
+    add = parser.add_argument_group("data").add_argument
+    add("--dir_data", default=str(_ROOT / "dataset"), metavar="DIR",
+        help="folder of the data sets (default: dataset/ beside src/)")
+    add("--dir_demo", default=str(_ROOT / "test"), metavar="DIR",
+        help="folder of your own images for --data_test Demo (default: test/ beside src/)")
+    add("--data_train", type=_names, default=("DIV2K",), metavar="A+B",
+        help="training sets: folders of --dir_data in DIV2K's shape, or of any HR images (default DIV2K)")
+    add("--data_test", type=_names, default=("DIV2K",), metavar="A+B",
+        help="test sets: folders of --dir_data/benchmark, sets in DIV2K's shape, or Demo; the first one's PSNR chooses the best weights (default DIV2K)")
+    add("--data_range", type=_ranges, default=((1, 800), (801, 810)), metavar="A-B/C-D",
+        help="images for training / testing in a set of DIV2K's shape, counted from 1 in the order of their names (default 1-800/801-810)")
+    add("--ext", choices=("sep", "sep_reset", "img"), default="sep",
+        help="sep: keep a decoded .npy copy of each image in the set's bin/ folder, made where missing or outdated; sep_reset: make all of them anew first; img: decode each time (default sep)")
+    add("--scale", type=_scale, default=4, metavar="S", help="upscaling factor (default 4)")
+    add("--patch_size", type=whole_number(1), default=192, metavar="PIXELS",
+        help="side of a training patch in HR pixels, a multiple of the scale (default 192)")
+    add("--rgb_range", type=_number(above=0), default=255, metavar="V",
+        help="largest value of a pixel in the network (default 255)")
+    add("--n_colors", type=int, choices=(1, 3), default=3, help="3: RGB; 1: luma Y only (default 3)")
+    add("--no_augment", action="store_true", help="no random flips and rotations of training patches")
 
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model",
-        type=_one_of(MODELS),
-        default="KRGN",
-        metavar="NAME",
-        help=f"one of {', '.join(MODELS)} (default KRGN)",
-    )
-    group.add_argument(
-        "--pre_train",
-        default="",
-        metavar="FILE",
-        help="weights to start from or to test; size, groups and kernels of the network are read off the file",
-    )
-    group.add_argument("--n_feats", type=whole_number(1), default=64, metavar="N", help="feature channels (default 64)")
-    group.add_argument("--n_resgroups", type=whole_number(1), default=9, metavar="N", help="PMRB blocks (default 9)")
-    group.add_argument(
-        "--groups",
-        type=whole_number(0),
-        default=0,
-        metavar="N",
-        help="groups of the recalibrated convolutions; 0: depth-wise; CFGN's weights have 32 (default 0)",
-    )
-    group.add_argument(
-        "--dilation",
-        type=whole_number(1),
-        default=3,
-        metavar="N",
-        help="dilation of every second convolution (default 3)",
-    )
-    group.add_argument("--act", choices=ACTIVATIONS, default="lrelu", help="activation of the taps (default lrelu)")
-    group.add_argument(
-        "--kernels",
-        choices=("recalibrated", "plain"),
-        default="recalibrated",
-        help="recalibrated: each kernel is computed from those of the other channels while training; plain: the ablation (default recalibrated; a test follows the file)",
-    )
-    group.add_argument(
-        "--basis",
-        choices=("trained", "frozen"),
-        default="trained",
-        help="train the basis kernels too, or only their recalibration (default: trained from scratch; frozen where --pre_train is a plain checkpoint)",
-    )
+    add = parser.add_argument_group("model").add_argument
+    add("--model", type=_one_of(MODELS), default="KRGN", metavar="NAME",
+        help=f"one of {', '.join(MODELS)} (default KRGN)")
+    add("--pre_train", default="", metavar="FILE",
+        help="weights to start from or to test; size, groups and kernels of the network are read off the file")
+    add("--n_feats", type=whole_number(1), default=64, metavar="N", help="feature channels (default 64)")
+    add("--n_resgroups", type=whole_number(1), default=9, metavar="N", help="PMRB blocks (default 9)")
+    add("--groups", type=whole_number(0), default=0, metavar="N",
+        help="groups of the recalibrated convolutions; 0: depth-wise; CFGN's weights have 32 (default 0)")
+    add("--dilation", type=whole_number(1), default=3, metavar="N",
+        help="dilation of every second convolution (default 3)")
+    add("--act", choices=ACTIVATIONS, default="lrelu", help="activation of the taps (default lrelu)")
+    add("--kernels", choices=("recalibrated", "plain"), default="recalibrated",
+        help="recalibrated: each kernel is computed from those of the other channels while training; plain: the ablation (default recalibrated; a test follows the file)")
+    add("--basis", choices=("trained", "frozen"), default="trained",
+        help="train the basis kernels too, or only their recalibration (default: trained from scratch; frozen where --pre_train is a plain checkpoint)")
 
-    group = parser.add_argument_group("training")
-    group.add_argument(
-        "--epochs",
-        type=whole_number(0),
-        default=300,
-        metavar="N",
-        help="epochs to train; 0: until stopped (default 300)",
-    )
-    group.add_argument(
-        "--test_every",
-        type=whole_number(0),
-        default=1000,
-        metavar="BATCHES",
-        help="batches an epoch, after which the network is validated; 0: one pass over the images (default 1000)",
-    )
-    group.add_argument(
-        "--batch_size",
-        type=whole_number(1),
-        default=16,
-        metavar="N",
-        help="patches a batch, over all GPUs (default 16)",
-    )
-    group.add_argument(
-        "--split_batch",
-        type=whole_number(1),
-        default=1,
-        metavar="N",
-        help="run a batch in N parts and add up their gradients: less memory, same result (default 1)",
-    )
-    group.add_argument(
-        "--reset",
-        action="store_true",
-        help="delete the experiment --save names, if this program made it, and start anew",
-    )
-    group.add_argument(
-        "--load", default="", metavar="NAME", help="go on with the training run experiment/NAME where it stopped"
-    )
-    group.add_argument(
-        "--resume",
-        type=whole_number(0),
-        default=0,
-        metavar="EPOCH",
-        help="with --load: go on from this epoch, kept by --save_models; 0: from the last state (default 0)",
-    )
-    group.add_argument(
-        "--override",
-        type=_names,
-        default=(),
-        metavar="FLAG+FLAG",
-        help="with --load: flags that may differ from those the run was started with, as in --override lr+decay",
-    )
-    group.add_argument(
-        "--save_every",
-        type=_number(least=0),
-        default=10,
-        metavar="MINUTES",
-        help="save the state within an epoch this often: what a kill costs at most; 0: only after epochs (default 10)",
-    )
-    group.add_argument(
-        "--compile", action="store_true", help="compile the network with torch.compile, where it can (default: do not)"
-    )
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=whole_number(0), default=300, metavar="N",
+        help="epochs to train; 0: until stopped (default 300)")
+    add("--test_every", type=whole_number(0), default=1000, metavar="BATCHES",
+        help="batches an epoch, after which the network is validated; 0: one pass over the images (default 1000)")
+    add("--batch_size", type=whole_number(1), default=16, metavar="N",
+        help="patches a batch, over all GPUs (default 16)")
+    add("--split_batch", type=whole_number(1), default=1, metavar="N",
+        help="run a batch in N parts and add up their gradients: less memory, same result (default 1)")
+    add("--reset", action="store_true",
+        help="delete the experiment --save names, if this program made it, and start anew")
+    add("--load", default="", metavar="NAME",
+        help="go on with the training run experiment/NAME where it stopped")
+    add("--resume", type=whole_number(0), default=0, metavar="EPOCH",
+        help="with --load: go on from this epoch, kept by --save_models; 0: from the last state (default 0)")
+    add("--override", type=_names, default=(), metavar="FLAG+FLAG",
+        help="with --load: flags that may differ from those the run was started with, as in --override lr+decay")
+    add("--save_every", type=_number(least=0), default=10, metavar="MINUTES",
+        help="save the state within an epoch this often: what a kill costs at most; 0: only after epochs (default 10)")
+    add("--compile", action="store_true",
+        help="compile the network with torch.compile, where it can (default: do not)")
 
-    group = parser.add_argument_group("optimisation")
-    group.add_argument("--lr", type=_number(above=0), default=1e-4, metavar="RATE", help="learning rate (default 1e-4)")
-    group.add_argument(
-        "--decay",
-        type=_decay,
-        default=(200,),
-        metavar="E-E",
-        help="epochs after which the rate is multiplied by --gamma, as in 200-400-600 (default 200)",
-    )
-    group.add_argument(
-        "--gamma",
-        type=_number(above=0),
-        default=0.5,
-        metavar="F",
-        help="factor of the learning rate at each --decay (default 0.5)",
-    )
-    group.add_argument(
-        "--schedule",
-        choices=("step", "cosine"),
-        default="step",
-        help="step: by --decay and --gamma; cosine: falls to 0 over --epochs along half a cosine (default step)",
-    )
-    group.add_argument(
-        "--warmup",
-        type=whole_number(0),
-        default=0,
-        metavar="BATCHES",
-        help="batches over which the rate rises linearly at the start (default 0)",
-    )
-    group.add_argument(
-        "--ema",
-        type=_number(least=0, below=1),
-        default=0,
-        metavar="D",
-        help="keep a moving average of the weights, D of the old one at each batch, as in 0.999, and validate and release that; 0: do not (default 0)",
-    )
-    group.add_argument(
-        "--optimizer",
-        type=_one_of(OPTIMIZERS),
-        default="ADAM",
-        metavar="NAME",
-        help=f"one of {', '.join(OPTIMIZERS)} (default ADAM)",
-    )
-    group.add_argument(
-        "--momentum", type=_number(least=0), default=0.9, metavar="M", help="of SGD and RMSprop (default 0.9)"
-    )
-    group.add_argument(
-        "--betas",
-        type=_number(least=0, below=1),
-        nargs=2,
-        default=(0.9, 0.999),
-        metavar=("B1", "B2"),
-        help="of ADAM and ADAMW (default 0.9 0.999)",
-    )
-    group.add_argument(
-        "--epsilon", type=_number(above=0), default=1e-8, metavar="E", help="of ADAM, ADAMW and RMSprop (default 1e-8)"
-    )
-    group.add_argument("--weight_decay", type=_number(least=0), default=0, metavar="W", help="weight decay (default 0)")
-    group.add_argument(
-        "--gclip",
-        type=_number(least=0),
-        default=0,
-        metavar="V",
-        help="clip each gradient to -V..V; 0: do not (default 0)",
-    )
-    group.add_argument(
-        "--loss",
-        type=_loss,
-        default=((1.0, "L1"),),
-        metavar="W*NAME+...",
-        help=f"weighted sum of losses, as in 1*L1+0.1*MSE; there are {', '.join(LOSSES)} (default 1*L1)",
-    )
-    group.add_argument(
-        "--skip_threshold",
-        type=_number(above=0),
-        default=1e8,
-        metavar="F",
-        help="skip a batch whose loss is above F times the mean loss of the epoch before (default 1e8)",
-    )
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--lr", type=_number(above=0), default=1e-4, metavar="RATE", help="learning rate (default 1e-4)")
+    add("--decay", type=_decay, default=(200,), metavar="E-E",
+        help="epochs after which the rate is multiplied by --gamma, as in 200-400-600 (default 200)")
+    add("--gamma", type=_number(above=0), default=0.5, metavar="F",
+        help="factor of the learning rate at each --decay (default 0.5)")
+    add("--schedule", choices=("step", "cosine"), default="step",
+        help="step: by --decay and --gamma; cosine: falls to 0 over --epochs along half a cosine (default step)")
+    add("--warmup", type=whole_number(0), default=0, metavar="BATCHES",
+        help="batches over which the rate rises linearly at the start (default 0)")
+    add("--ema", type=_number(least=0, below=1), default=0, metavar="D",
+        help="keep a moving average of the weights, D of the old one at each batch, as in 0.999, and validate and release that; 0: do not (default 0)")
+    add("--optimizer", type=_one_of(OPTIMIZERS), default="ADAM", metavar="NAME",
+        help=f"one of {', '.join(OPTIMIZERS)} (default ADAM)")
+    add("--momentum", type=_number(least=0), default=0.9, metavar="M",
+        help="of SGD and RMSprop (default 0.9)")
+    add("--betas", type=_number(least=0, below=1), nargs=2, default=(0.9, 0.999), metavar=("B1", "B2"),
+        help="of ADAM and ADAMW (default 0.9 0.999)")
+    add("--epsilon", type=_number(above=0), default=1e-8, metavar="E",
+        help="of ADAM, ADAMW and RMSprop (default 1e-8)")
+    add("--weight_decay", type=_number(least=0), default=0, metavar="W", help="weight decay (default 0)")
+    add("--gclip", type=_number(least=0), default=0, metavar="V",
+        help="clip each gradient to -V..V; 0: do not (default 0)")
+    add("--loss", type=_loss, default=((1.0, "L1"),), metavar="W*NAME+...",
+        help=f"weighted sum of losses, as in 1*L1+0.1*MSE; there are {', '.join(LOSSES)} (default 1*L1)")
+    add("--skip_threshold", type=_number(above=0), default=1e8, metavar="F",
+        help="skip a batch whose loss is above F times the mean loss of the epoch before (default 1e8)")
 
-    group = parser.add_argument_group("testing")
-    group.add_argument(
-        "--test_only",
-        action="store_true",
-        help="test the weights of --pre_train; recalibrated kernels are folded first",
-    )
-    group.add_argument(
-        "--chop",
-        action="store_true",
-        help="run an image as four overlapping quadrants: less memory, and how published scores were taken",
-    )
-    group.add_argument(
-        "--self_ensemble", action="store_true", help="average over the eight flips and rotations of each image"
-    )
+    add = parser.add_argument_group("testing").add_argument
+    add("--test_only", action="store_true",
+        help="test the weights of --pre_train; recalibrated kernels are folded first")
+    add("--chop", action="store_true",
+        help="run an image as four overlapping quadrants: less memory, and how published scores were taken")
+    add("--self_ensemble", action="store_true",
+        help="average over the eight flips and rotations of each image")
 
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--dir_experiment",
-        default=str(_ROOT / "experiment"),
-        metavar="DIR",
-        help="folder of all experiments (default: experiment/ beside src/)",
-    )
-    group.add_argument("--save", default="test", metavar="NAME", help="name of this run's folder there (default test)")
-    group.add_argument("--no_tensorboard", action="store_true", help="write no TensorBoard file")
-    group.add_argument(
-        "--save_models",
-        action="store_true",
-        help="keep weights and state of every epoch (105 MB each for the standard network)",
-    )
-    group.add_argument(
-        "--print_every",
-        type=whole_number(1),
-        default=100,
-        metavar="BATCHES",
-        help="batches between two lines of the log (default 100)",
-    )
-    group.add_argument("--save_results", action="store_true", help="write the SR images of the test sets")
-    group.add_argument("--save_gt", action="store_true", help="write LR and HR beside each SR image")
+    add = parser.add_argument_group("output").add_argument
+    add("--dir_experiment", default=str(_ROOT / "experiment"), metavar="DIR",
+        help="folder of all experiments (default: experiment/ beside src/)")
+    add("--save", default="test", metavar="NAME", help="name of this run's folder there (default test)")
+    add("--no_tensorboard", action="store_true", help="write no TensorBoard file")
+    add("--save_models", action="store_true",
+        help="keep weights and state of every epoch (105 MB each for the standard network)")
+    add("--print_every", type=whole_number(1), default=100, metavar="BATCHES",
+        help="batches between two lines of the log (default 100)")
+    add("--save_results", action="store_true", help="write the SR images of the test sets")
+    add("--save_gt", action="store_true", help="write LR and HR beside each SR image")
+    # fmt: on
     return parser
 
 

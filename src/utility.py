@@ -32,6 +32,8 @@ def choose_device(*, cpu: bool, n_gpus: int, asked: bool, precision: str = "sing
         UserError: if fewer GPUs are visible than asked for.
     """
     visible = 0 if cpu else torch.cuda.device_count()
+    # "single" means float32 all through: by default cuDNN would round the factors of its products to TF32.
+    torch.backends.cudnn.allow_tf32 = precision != "single"
     if parallel.launched():
         if n_gpus > 1:
             raise UserError(
@@ -46,8 +48,6 @@ def choose_device(*, cpu: bool, n_gpus: int, asked: bool, precision: str = "sing
             f"lower --n_GPUs, change CUDA_VISIBLE_DEVICES, or use --cpu"
         )
     if visible:
-        # "single" means float32 all through: by default cuDNN would round the factors of its products to TF32.
-        torch.backends.cudnn.allow_tf32 = precision != "single"
         LOG.info("device: %d x %s", n_gpus, torch.cuda.get_device_name())
         return torch.device("cuda")
     LOG.info("device: CPU, %d threads%s", torch.get_num_threads(), "" if cpu else " (no GPU is visible)")

@@ -320,12 +320,14 @@ def test_an_image_smaller_than_a_patch(small_set):
     [
         (("--data_train", "Nothing"), ("Nothing_train_HR", "--dir_data")),
         (("--data_train", "Empty"), ("no images",)),
+        (("--data_train", "Bare"), ("no images", "Bare_train_HR")),
         (("--data_range", "1-7/5-6"), ("1-7", "6 images")),
         (("--data_range", "9-12/5-6"), ("9-12", "6 images")),
     ],
 )
 def test_training_sets_that_are_not_there(small_set, flags, words):
     (small_set / "Empty/Empty_train_HR").mkdir(parents=True)
+    (small_set / "Bare").mkdir()
     with pytest.raises(UserError) as raised:
         build_train_set(parse_args(test_flags(small_set, "--scale", "2", *flags)))
     assert all(word in str(raised.value) for word in words), raised.value
@@ -350,6 +352,28 @@ def test_test_sets_that_are_not_there(small_set, flags, words):
     with pytest.raises(UserError) as raised:
         build_test_sets(parse_args(test_flags(small_set, "--scale", "2", *flags)))
     assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_a_folder_of_own_images(small_set, photo):
+    """Any names, nested, of two formats: taken whole; what is made of them lies in bin/, and is no image of the set."""
+    for name in ("a.png", "deep/er/b.png", "deep/a.png"):
+        files.write_png(small_set / "Own" / name, photo[:40, :50])
+    Image.fromarray(np.array(photo[:48, :44])).save(small_set / "Own/c.bmp")
+    flags = ["--dir_data", str(small_set), "--data_train", "Own", "--patch_size", "24", "--scale", "2"]
+    for _ in range(2):
+        samples = build_train_set(parse_args(flags))
+        assert [pair.name for pair, _ in samples.images] == ["a", "c", "deep__a", "deep__er__b"]
+    assert samples[0][1].shape == (3, 24, 24)
+    assert (small_set / "Own/bin/LR_bicubic/X2/deep__er__bx2.png").exists()
+    assert sorted(path.name for path in (small_set / "Own").iterdir()) == ["a.png", "bin", "c.bmp", "deep"]
+    assert len(build_train_set(parse_args([*flags, "--data_range", "2-3/1-1"]))) == 2
+
+
+def test_two_images_of_one_name(small_set, photo):
+    files.write_png(small_set / "Own/a.png", photo[:40, :50])
+    Image.fromarray(np.array(photo[:40, :50])).save(small_set / "Own/a.bmp")
+    with pytest.raises(UserError, match="have one name"):
+        build_train_set(parse_args(["--dir_data", str(small_set), "--data_train", "Own", "--patch_size", "24"]))
 
 
 def test_other_trees(small_set, photo):

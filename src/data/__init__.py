@@ -24,10 +24,12 @@ def build_train_set(args) -> TrainSet:
     sets = []
     for name in args.data_train:
         root = Path(args.dir_data) / name
-        hr_paths, lr_folder = div2k.locate(root)
-        # The default range is DIV2K's: a smaller set simply has fewer images, but a range that was given is meant.
-        hr_paths = div2k.select(hr_paths, args.data_range[0], complete="data_range" in args.given)
-        sets.append(_image_set(args, name, root, hr_paths, lr_folder))
+        located = div2k.locate(root)
+        # The default range is DIV2K's: a smaller set simply has fewer images, and a folder of images is taken whole,
+        # but a range that was given is meant.
+        if located.in_tree or "data_range" in args.given:
+            located = div2k.select(located, args.data_range[0], complete="data_range" in args.given)
+        sets.append(_image_set(args, name, root, located))
     return TrainSet(
         sets,
         scale=args.scale,
@@ -50,11 +52,10 @@ def build_test_sets(args) -> list[TestSet]:
         if name == "Demo":
             image_set = demo.image_set(Path(args.dir_demo))
         elif folder.is_dir():
-            image_set = _image_set(args, name, folder, *benchmark.locate(folder))
+            image_set = _image_set(args, name, folder, benchmark.locate(folder))
         elif root.is_dir():
-            hr_paths, lr_folder = div2k.locate(root)
-            hr_paths = div2k.select(hr_paths, args.data_range[1], complete=True)
-            image_set = _image_set(args, name, root, hr_paths, lr_folder)
+            located = div2k.select(div2k.locate(root), args.data_range[1], complete=True)
+            image_set = _image_set(args, name, root, located)
         else:
             raise UserError(
                 f"--data_test {name}: there is neither {folder}, with HR and LR_bicubic, nor {root}, with "
@@ -135,9 +136,9 @@ def _end_workers(batches) -> None:
             worker.kill()
 
 
-def _image_set(args, name: str, root: Path, hr_paths: list[Path], lr_folder: Path) -> ImageSet:
+def _image_set(args, name: str, root: Path, located: div2k.Located) -> ImageSet:
     n_threads = max(args.n_threads, 1)
-    image_set = ImageSet(name, pair_up(hr_paths, lr_folder, args.scale, n_threads))
+    pairs = pair_up(located.hr, located.lr_folder, args.scale, n_threads, base=located.base)
     if args.ext == "img":
-        return image_set
-    return cached(image_set, root, reset=args.ext == "sep_reset", n_threads=n_threads)
+        return ImageSet(name, pairs)
+    return cached(ImageSet(name, pairs), root, reset=args.ext == "sep_reset", n_threads=n_threads)

@@ -6,12 +6,12 @@
 
 from pathlib import Path
 
-from data.div2k import files_of
+from data.div2k import Located, files_of
 from errors import UserError
 
 
-def locate(root: Path) -> tuple[list[Path], Path]:
-    """(HR images in the order of their names, LR folder that holds X2, X3, …) of the set in the folder `root`.
+def locate(root: Path) -> Located:
+    """The files of the set in the folder `root`.
 
     Raises:
         UserError: if there is no HR folder, or no images in it.
@@ -20,4 +20,4 @@ def locate(root: Path) -> tuple[list[Path], Path]:
         raise UserError(
             f"{root}: has no folder HR, expected {root / 'HR'}/NAME.png and {root / 'LR_bicubic/X4'}/NAMEx4.png"
         )
-    return files_of(root / "HR"), root / "LR_bicubic"
+    return Located(files_of(root / "HR"), root / "LR_bicubic", root / "HR")

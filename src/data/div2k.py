@@ -4,17 +4,28 @@
     <dir_data>/DIV2K/DIV2K_train_LR_bicubic/X4/0001x4.png
 
 Another set `NAME` may call its folders NAME_train_HR, NAME_HR (Flickr2K) or HR, each with LR_bicubic for HR beside it.
+A folder without any of these is a set of HR images, of any names and nested; their LR images are made in its bin/.
 """
 
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data import image as files
 from errors import UserError
 
 
-def locate(root: Path) -> tuple[list[Path], Path]:
-    """(HR images in the order of their names, LR folder that holds X2, X3, …) of the set in the folder `root`.
+@dataclass(frozen=True)
+class Located:
+    """HR images in the order of their names, the LR folder that holds X2, X3, …, and the folder that names begin at."""
+
+    hr: list[Path]
+    lr_folder: Path
+    base: Path
+    in_tree: bool = True
+
+
+def locate(root: Path) -> Located:
+    """The files of the set in the folder `root`: a tree of DIV2K's shape, or images of any names, nested or not.
 
     Raises:
         UserError: if there is no such folder, or no images in it.
@@ -22,38 +33,36 @@ def locate(root: Path) -> tuple[list[Path], Path]:
     names = [f"{root.name}_train_HR", "DIV2K_train_HR", f"{root.name}_HR", "HR"]
     for name in dict.fromkeys(names):
         if (root / name).is_dir():
-            return files_of(root / name), root / (name.removesuffix("HR") + "LR_bicubic")
-    found = "another tree" if root.is_dir() else "nothing"
+            return Located(files_of(root / name), root / (name.removesuffix("HR") + "LR_bicubic"), root / name)
+    made = root / "bin"  # what this program makes of a set lies there, the LR images of such a folder too
+    own = [path for path in files.list_images(root, nested=True) if made not in path.parents] if root.is_dir() else []
+    if own:
+        return Located(own, made / "LR_bicubic", root, in_tree=False)
+    found = "no images" if root.is_dir() else "nothing"
     raise UserError(
-        f"{root}: found {found}, expected {root / names[0]}/0001.png and so on: check --dir_data and the set's name"
+        f"{root}: found {found}, expected {root / names[0]}/0001.png and so on, or a folder of HR images: "
+        "check --dir_data and the set's name"
     )
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The images right in `folder`, by name.
-
-    Raises:
-        UserError: if there are none, or two of one name.
-    """
+    """The images right in `folder`, by name; UserError if there are none."""
     paths = files.list_images(folder)
     if not paths:
         raise UserError(f"{folder}: the folder holds no images, expected files such as {folder / '0001.png'}")
-    for before, after in pairwise(paths):
-        if before.stem == after.stem:
-            raise UserError(f"{folder}: {before.name} and {after.name} have one name: rename or remove one of them")
     return paths
 
 
-def select(paths: list[Path], span: tuple[int, int], *, complete: bool) -> list[Path]:
+def select(located: Located, span: tuple[int, int], *, complete: bool) -> Located:
     """The images from position span[0] to span[1], counted from 1, both included.
 
     Raises:
         UserError: if none is left, or if `complete` and the range goes beyond the last image.
     """
     first, last = span
-    if first > len(paths) or (complete and last > len(paths)):
+    count = len(located.hr)
+    if first > count or (complete and last > count):
         raise UserError(
-            f"--data_range {first}-{last}: {paths[0].parent} holds {len(paths)} images: "
-            f"give TRAIN/TEST ranges within 1-{len(paths)}"
+            f"--data_range {first}-{last}: {located.base} holds {count} images: give TRAIN/TEST ranges within 1-{count}"
         )
-    return paths[first - 1 : last]
+    return replace(located, hr=located.hr[first - 1 : last])

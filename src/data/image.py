@@ -23,10 +23,12 @@ from utility import atomic_path
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The image files right in `folder`, by name; hidden files are passed over."""
+def list_images(folder: Path, *, nested: bool = False) -> list[Path]:
+    """The image files right in `folder`, or also in the folders below it, by name; hidden files are passed over."""
     return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        path
+        for path in (folder.rglob("*") if nested else folder.iterdir())
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     )
 
 

@@ -6,6 +6,7 @@ never on who loads it or when, so any number of workers gives the same batches a
 
 import logging
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +46,13 @@ class ImageSet:
         return files.open_cached(files.cache_path(self.cache_root, path))
 
 
-def pair_up(hr_paths: list[Path], lr_folder: Path, scale: int, n_threads: int) -> list[Pair]:
+def pair_up(hr_paths: list[Path], lr_folder: Path, scale: int, n_threads: int, base: Path | None = None) -> list[Pair]:
     """Pairs HR images `name.png` with `lr_folder`/X4/`namex4.png`, checks their sizes, and makes missing LR images.
 
     LR images that are missing are made from HR with MATLAB's bicubic recipe (`resize`), once, with a line in the log.
+
+    Args:
+        base: the folder where names begin, for nested images: base/a/b.png is called a__b. None: the file's name alone.
 
     Raises:
         UserError: for a pair whose sizes do not fit, an unreadable file, or an LR folder that cannot be written.
@@ -57,8 +61,12 @@ def pair_up(hr_paths: list[Path], lr_folder: Path, scale: int, n_threads: int) -
     there = {path.stem: path for path in files.list_images(folder)} if folder.is_dir() else {}
     pairs = []
     for path in hr_paths:
-        name = f"{path.stem}x{scale}"
-        pairs.append(Pair(path.stem, there.get(name, folder / f"{name}.png"), path))
+        name = "__".join(path.relative_to(base or path.parent).with_suffix("").parts)
+        lr_name = f"{name}x{scale}"
+        pairs.append(Pair(name, there.get(lr_name, folder / f"{lr_name}.png"), path))
+    for before, after in pairwise(sorted(pairs, key=lambda pair: pair.name)):
+        if before.name == after.name:
+            raise UserError(f"{before.hr} and {after.hr} have one name: rename or remove one of them")
 
     missing = [pair for pair in pairs if not pair.lr.exists()]
     if missing:
