@@ -60,7 +60,7 @@ class Experiment:
             if not self.state_path.is_file():
                 raise UserError(
                     f"--load {name}: {self.state_path} does not exist, so there is nothing to go on with: "
-                    f"check the name, or start the run with --save {name}"
+                    f"check the name, or start the run with --save {name} --reset"
                 )
             return
         if not self.folder.exists():
