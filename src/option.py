@@ -156,8 +156,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of the data sets (default: dataset/ beside src/)")
     add("--dir_demo", default=str(_ROOT / "test"), metavar="DIR",
         help="folder of your own images for --data_test Demo (default: test/ beside src/)")
-    add("--data_train", type=_names, default=("DIV2K",), metavar="A+B",
-        help="training sets: folders of --dir_data in DIV2K's shape, or of any HR images (default DIV2K)")
+    add("--data_train", type=_weighted_names, default=((0.0, "DIV2K"),), metavar="[W*]A+[W*]B",
+        help="training sets: folders of --dir_data in DIV2K's shape, or of any HR images; with weights, as in 3*DIV2K+1*Photos, patches come from the sets in these shares, without them each image counts the same (default DIV2K)")
     add("--data_test", type=_names, default=("DIV2K",), metavar="A+B",
         help="test sets: folders of --dir_data/benchmark, sets in DIV2K's shape, or Demo; the first one's PSNR chooses the best weights (default DIV2K)")
     add("--data_range", type=_ranges, default=((1, 800), (801, 810)), metavar="A-B/C-D",
@@ -363,6 +363,17 @@ def _names(text: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"got {text!r}, which names a set twice: name each once")
     return names
+
+
+def _weighted_names(text: str) -> tuple[tuple[float, str], ...]:
+    """((weight, name), …), with the weight 0 for all where none is given."""
+    weighted = [term.rpartition("*") for term in text.split("+")]
+    names = _names("+".join(name for _, _, name in weighted))
+    stars = [star for _, star, _ in weighted]
+    if any(stars) and not all(stars):
+        raise argparse.ArgumentTypeError(f"got {text!r}: give every set a weight, as in 3*DIV2K+1*Photos, or none")
+    weights = [_number(above=0)(weight) if star else 0.0 for weight, star, _ in weighted]
+    return tuple(zip(weights, names, strict=True))
 
 
 def _scale(text: str) -> int:

@@ -86,6 +86,7 @@ class Trainer:
         self.scheduler = make_scheduler(args, self.optimizer, epoch_batches=self.epoch_batches, done=self.done)
         self.parallel = self._parallel()
         self.saved_at = time.monotonic()
+        self.told = False  # how long it will take
 
     @property
     def done(self) -> int:
@@ -134,9 +135,10 @@ class Trainer:
         except BaseException as error:
             # Also for a bug or a full disk: the batches done so far are worth keeping, if they can be.
             with held():
-                self._save_state()
-            name = self.experiment.name
-            log.info("state saved after %d epochs and %d batches: go on with --load %s", self.epoch, self.batch, name)
+                saved = self._save_state()
+            said = f"state saved after {self.epoch} epochs and {self.batch} batches"
+            said = said if saved else "the last batches were skipped, so the state saved before them stays"
+            log.info("%s: go on with --load %s", said, self.experiment.name)
             if parallel.lost(error):
                 raise UserError(f"another process of this run has ended ({error}): see what it said") from None
             raise
@@ -163,7 +165,7 @@ class Trainer:
         """The rest of an epoch. Signals are looked at between batches, by all processes at once."""
         self.network.train()
         log.info("[epoch %d] learning rate %.2e", self.epoch + 1, self.optimizer.param_groups[0]["lr"])
-        begun, done_before, waited, told = time.perf_counter(), self.batch, 0.0, False
+        begun, done_before, waited = time.perf_counter(), self.batch, 0.0
         title, total = f"epoch {self.epoch + 1}", self.epoch_batches
         disable = None if parallel.is_main() else True
         bar = tqdm(desc=title, total=total, initial=self.batch, unit="batch", disable=disable, leave=False)
@@ -200,8 +202,8 @@ class Trainer:
                 bar.update()
                 if self.batch % self.args.print_every == 0:
                     log.info("[%d/%d] %s", self.batch, total, said)
-                if not told and elapsed > 60 and self.args.epochs:
-                    told = True
+                if not self.told and elapsed > 60 and self.args.epochs:
+                    self.told = True
                     left = (self.args.epochs * total - self.done) * elapsed / (self.batch - done_before)
                     log.info("about %.1f hours of training to the end, validation not counted", left / 3600)
 
@@ -322,10 +324,13 @@ class Trainer:
         if self.args.save_models and parallel.is_main() and not self.in_a_row:
             self.experiment.keep_state(epoch)
 
-    def _save_state(self) -> None:
-        if parallel.is_main() and not self.in_a_row:
+    def _save_state(self) -> bool:
+        """Saves the state, unless the weights are suspect; returns whether it did."""
+        saved = parallel.is_main() and not self.in_a_row
+        if saved:
             self.experiment.save_state(self._state())
         self.saved_at = time.monotonic()
+        return saved
 
     def _state(self) -> dict:
         """Everything a run needs to go on as if it had not stopped: a checkpoint of the raw weights, and more."""

@@ -279,6 +279,17 @@ def test_each_pass_takes_every_image_once(small_set):
     assert len({tuple(names) for names in passes}) > 1
 
 
+def test_sets_with_weights(small_set, photo):
+    """Three quarters of the patches from the set of one image, whatever the other one holds; and all images come up."""
+    files.write_png(small_set / "Own/Own_train_HR/own.png", photo[:40, :50])
+    flags = ["--dir_data", str(small_set), "--scale", "2", "--patch_size", "24"]
+    samples = build_train_set(parse_args([*flags, "--data_train", "3*Own+1*Small"]))
+    names = [samples[k][2] for k in range(400)]
+    assert names.count("own") == pytest.approx(300, abs=40)
+    assert set(names) == {"own", "0001", "0002", "0003", "0004", "0005", "0006"}
+    assert [samples[k][2] for k in range(400)] == names
+
+
 def test_the_same_batches_for_any_number_of_workers(small_set):
     def first_batches(n_threads: int, first: int = 0, count: int = 5) -> list:
         batches = train_batches(train_set(small_set), batch_size=3, n_threads=n_threads, first=first)

@@ -16,7 +16,7 @@ from option import MODELS as OPTION_MODELS
 DEFAULTS = {
     "n_threads": 6, "cpu": False, "n_GPUs": 1, "seed": 1, "precision": "single",
     "dir_data": str(ROOT / "dataset"), "dir_demo": str(ROOT / "test"),
-    "data_train": ("DIV2K",), "data_test": ("DIV2K",),
+    "data_train": ((0.0, "DIV2K"),), "data_test": ("DIV2K",),
     "data_range": ((1, 800), (801, 810)), "ext": "sep",
     "scale": 4, "patch_size": 192, "rgb_range": 255, "n_colors": 3,
     "no_augment": False, "model": "KRGN", "pre_train": "", "n_feats": 64, "n_resgroups": 9, "groups": 0, "dilation": 3,
@@ -53,6 +53,8 @@ def test_published_launch_line():
 def test_typed_values():
     options = parse_args("--loss 5*L1+0.1*MSE --betas 0.5 0.9 --data_range 1-20/21-25 --rgb_range 1".split())
     assert options.loss == ((5.0, "L1"), (0.1, "MSE"))
+    assert parse_args(["--data_train", "A+B"]).data_train == ((0.0, "A"), (0.0, "B"))
+    assert parse_args(["--data_train", "3*A+0.5*B"]).data_train == ((3.0, "A"), (0.5, "B"))
     assert tuple(options.betas) == (0.5, 0.9)
     assert options.data_range == ((1, 20), (21, 25))
     assert options.given == {"loss", "betas", "data_range", "rgb_range"}
@@ -102,6 +104,8 @@ MISTAKES = {
     "--pre_train=": ("--pre_train is empty",),
     "--seed 99999999999999999999": ("--seed", "at most"),
     "--data_test ../Set5": ("--data_test", "plain names"),
+    "--data_train 2*A+B": ("--data_train", "every set a weight"),
+    "--data_train 0*A+1*B": ("--data_train", "above 0"),
     "--data_test Set5/": ("--data_test", "plain names"),
     "--loss 1*L1+2*L1": ("--loss", "twice"),
     "--ema 1": ("--ema", "below 1"),

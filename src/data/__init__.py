@@ -22,7 +22,7 @@ def build_train_set(args) -> TrainSet:
         UserError: for missing folders and for images that cannot be used.
     """
     sets = []
-    for name in args.data_train:
+    for _, name in args.data_train:
         root = Path(args.dir_data) / name
         located = div2k.locate(root)
         # The default range is DIV2K's: a smaller set simply has fewer images, and a folder of images is taken whole,
@@ -30,8 +30,10 @@ def build_train_set(args) -> TrainSet:
         if located.in_tree or "data_range" in args.given:
             located = div2k.select(located, args.data_range[0], complete="data_range" in args.given)
         sets.append(_image_set(args, name, root, located))
+    weights = [weight for weight, _ in args.data_train]
     return TrainSet(
         sets,
+        weights=weights if any(weights) else None,
         scale=args.scale,
         patch_size=args.patch_size,
         n_colors=args.n_colors,

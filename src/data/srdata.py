@@ -132,6 +132,10 @@ class TrainSet(Dataset):
     p = `patch_size`, and the image's name. Each pass of k over the number of images takes every image once, in an
     order of its own.
 
+    Args:
+        weights: shares of the sets, one positive number for each: an image is then drawn from a set that is drawn by
+            these. None: every image counts the same.
+
     Raises:
         UserError: if an image is smaller than a patch.
     """
@@ -145,7 +149,11 @@ class TrainSet(Dataset):
         n_colors: int = 3,
         augment: bool = True,
         seed: int = 1,
+        weights: list[float] | None = None,
     ):
+        ends = np.cumsum([len(image_set.pairs) for image_set in sets])
+        self.spans = [(int(end) - len(image_set.pairs), int(end)) for image_set, end in zip(sets, ends, strict=True)]
+        self.shares = None if weights is None else np.cumsum(weights) / np.sum(weights)
         self.images = [(pair, image_set.open) for image_set in sets for pair in image_set.pairs]
         self.scale, self.patch_size, self.n_colors = scale, patch_size, n_colors
         self.augment, self.seed = augment, seed
@@ -160,11 +168,14 @@ class TrainSet(Dataset):
         return len(self.images)
 
     def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        turn, position = divmod(k, len(self.images))
-        # A fresh permutation for each pass costs microseconds even for 100,000 images spread over their samples.
-        order = self._order(turn)
         random = np.random.default_rng((self.seed, 1, k))
-        pair, open_image = self.images[order[position]]
+        if self.shares is None:
+            # A fresh permutation for each pass costs microseconds even for 100,000 images spread over their samples.
+            turn, position = divmod(k, len(self.images))
+            index = self._order(turn)[position]
+        else:
+            index = random.integers(*self.spans[np.searchsorted(self.shares, random.random(), side="right")])
+        pair, open_image = self.images[index]
 
         lr, hr = open_image(pair.lr), open_image(pair.hr)
         side = self.patch_size // self.scale
