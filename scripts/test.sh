@@ -3,8 +3,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt requirements-dev.txt
 cd "$ROOT"
-# Threads that wait sleep instead of spinning: on a busy machine small networks are many times faster so.
-export OMP_WAIT_POLICY=passive
 echo "== ruff"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
