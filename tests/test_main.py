@@ -431,9 +431,9 @@ def children(pid: int) -> list[int]:
 def test_a_signal_saves_the_state_and_ends_the_workers(small_set, signum, status):
     """Within an epoch, sent to the whole group as a terminal does; going on then gives the same weights."""
     experiments = small_set.parent / "experiment"
-    flags = small_run(small_set, "--n_threads", "2", "--test_every", "120", "--print_every", "1", "--epochs", "1")
+    flags = small_run(small_set, "--n_threads", "2", "--test_every", "80", "--print_every", "1", "--epochs", "1")
     process = start(*flags)
-    wait_for(process, "[5/120]")
+    wait_for(process, "[5/80]")
     workers = children(process.pid)
     os.killpg(process.pid, signum)
     out, err = process.communicate(timeout=60)
@@ -446,7 +446,7 @@ def test_a_signal_saves_the_state_and_ends_the_workers(small_set, signum, status
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     state = load_tensors(experiments / "small/state.pt")
     assert state["progress"]["epoch"] == 0
-    assert 5 <= state["progress"]["batch"] < 120
+    assert 5 <= state["progress"]["batch"] < 80
     assert "--load small" in out
 
     launch("--cpu", "--load", "small", "--dir_experiment", experiments)
@@ -458,10 +458,10 @@ def test_a_signal_saves_the_state_and_ends_the_workers(small_set, signum, status
 
 def test_a_killed_run_goes_on(small_set):
     experiments = small_set.parent / "experiment"
-    flags = small_run(small_set, "--epochs", "3", "--test_every", "90", "--print_every", "1")
+    flags = small_run(small_set, "--epochs", "3", "--test_every", "60", "--print_every", "1")
     process = start(*flags)
     wait_for(process, "[epoch 2] learning rate")
-    wait_for(process, "[10/90]")
+    wait_for(process, "[10/60]")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert load_tensors(experiments / "small/state.pt")["progress"]["epoch"] == 1
