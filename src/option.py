@@ -37,26 +37,27 @@ class Options(argparse.Namespace):
         """Flag name -> value, in the order of the command line's help."""
         return {name: value for name, value in vars(self).items() if name != "given"}
 
-    def replace(self, **changes) -> "Options":
-        """A copy with some values changed, checked again.
+    def replace(self, given: frozenset[str] | None = None, **changes) -> "Options":
+        """A copy with some values changed, and `given` if it is not None, checked again.
 
         Raises:
             OptionError: if the values contradict one another.
         """
-        changed = Options(self.values() | changes, self.given)
+        changed = Options(self.values() | changes, self.given if given is None else given)
         _check_requests(changed)
         _check_values(changed)
         return changed
 
 
 # What a state holds the tensors of: another value needs another run.
-# CHANGEABLE: flags that may differ when a run goes on: they change where and how fast it runs, and what it prints, not what it computes.
 _STRUCTURE = frozenset(
     {"model", "pre_train", "scale", "n_feats", "n_resgroups", "groups", "dilation", "act", "kernels", "basis"}
     | {"n_colors", "rgb_range", "optimizer", "ema", "loss"}
 )
-CHANGEABLE = frozenset(
-    {"n_threads", "cpu", "n_GPUs", "dir_data", "dir_demo", "dir_experiment", "ext", "epochs", "print_every"}
+# What may differ when a run goes on: where and how fast it runs, and what it prints, not what it computes.
+_HARDWARE = frozenset({"cpu", "n_GPUs", "n_threads"})
+CHANGEABLE = _HARDWARE | frozenset(
+    {"dir_data", "dir_demo", "dir_experiment", "ext", "epochs", "print_every"}
     | {"save_every", "compile", "no_tensorboard", "override", "split_batch"}
     | {"save", "load", "resume", "reset", "test_only", "save_models", "save_results", "save_gt"}
 )
@@ -88,12 +89,13 @@ def continue_with(args: Options, stored: dict, given: list[str]) -> Options:
                     else f"or allow the change with --override {flag}"
                 )
             )
-    new = {"cpu", "n_GPUs", "n_threads"} | (args.given & (CHANGEABLE | set(args.override)))
+    new = _HARDWARE | (args.given & (CHANGEABLE | set(args.override)))
     changed = {flag: getattr(args, flag) for flag in new}
     if stored["ext"] == "sep_reset":  # it has been done
         changed = {"ext": "sep"} | changed
     return args.replace(
-        **(stored | changed | {"load": args.load, "save": args.load, "resume": args.resume, "reset": False})
+        given=args.given | (frozenset(given) - _HARDWARE),
+        **(stored | changed | {"load": args.load, "save": args.load, "resume": args.resume, "reset": False}),
     )
 
 

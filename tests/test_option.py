@@ -153,10 +153,13 @@ def test_going_on_keeps_the_experiment_and_lets_the_rest_change():
     assert (options.scale, options.lr, options.epochs, options.cpu, options.save) == (2, 0.01, 9, True, "run")
     with pytest.raises(OptionError, match=r"--lr 0.5.*0.01.*--override lr"):
         continue_with(parse_args("--load run --lr 0.5".split()), stored, [])
+    # What the run's user wrote out stays meant, and so does what this one did.
+    assert options.given == {"lr", "load", "epochs", "cpu", "betas"}
     # Another machine: its hardware counts, not that of the one that began.
     begun = parse_args("--n_GPUs 4 --cpu --save run".split()).values()
-    moved = continue_with(parse_args(["--load", "run"]), begun, [])
+    moved = continue_with(parse_args(["--load", "run"]), begun, ["n_GPUs", "cpu"])
     assert (moved.n_GPUs, moved.cpu) == (1, False)
+    assert moved.given == {"load"}
 
 
 def test_values_that_a_file_or_a_run_supplies_are_not_checked_before():
