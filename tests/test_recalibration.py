@@ -107,6 +107,38 @@ def test_a_fresh_layer_is_not_dead():
     assert conv.weight.grad.abs().max() > 0
 
 
+def test_all_kernels_at_once_are_those_of_each_layer():
+    """One batched product for layers of several shapes: the same outputs and gradients as each layer by itself."""
+    network = randomise(KRGN(scale=2, n_feats=8, n_resgroups=1, groups=4)).double()
+    network.body[0].blocks[0].conv_acts[0][0] = randomise(RecConv(8, 8, 3, padding=1, groups=2)).double()
+    image = torch.rand(1, 3, 9, 8, dtype=torch.float64) * 255
+    results = []
+    for at_once in (True, False):
+        if not at_once:
+            network._forward_pre_hooks.clear()
+        network.zero_grad()
+        network(image).square().mean().backward()
+        results.append([p.grad.clone() for p in network.parameters() if p.requires_grad])
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*results, strict=True))
+    assert all(module.computed is None for module in network.modules() if isinstance(module, RecConv))
+
+
+def test_kernels_of_a_pass_do_not_outlive_it():
+    """Also after a pass that failed: the next one must not use kernels of other weights."""
+    network = randomise(KRGN(scale=2, n_feats=8, n_resgroups=1)).eval()
+    image = torch.rand(1, 3, 8, 8) * 255
+    with pytest.raises(RuntimeError):
+        network(image[:, :2])
+    with torch.no_grad():
+        before = network(image)
+        randomise(network, 1.0)
+        assert not torch.equal(network(image), before)
+        folded = fold(network)
+        assert torch.allclose(network(image), folded(image), atol=1e-3)
+    assert not folded._forward_pre_hooks
+    assert not folded._forward_hooks
+
+
 def test_frozen_basis_is_not_trained():
     conv = RecConv(8, 8, 3, groups=8, train_basis=False)
     conv(torch.randn(1, 8, 6, 6)).sum().backward()

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from model.common import MeanShift, activation, leaky_relu, mean_colour, upsampler
-from model.recalibration import RecConv
+from model.recalibration import RecConv, at_once
 
 
 def cffb(x: torch.Tensor, near: nn.Module, far: nn.Module) -> torch.Tensor:
@@ -165,6 +165,8 @@ class KRGN(nn.Module):
         )
         self.upsampler = upsampler(n_feats, n_colors, scale)
         self.add_mean = MeanShift(n_colors=n_colors, rgb_range=rgb_range, sign=+1)
+        if recalibrated:
+            at_once(self)  # faster than each layer for itself
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shallow = self.head_conv(self.sub_mean(x))  # SFE

@@ -12,6 +12,7 @@ This module knows no network.
 """
 
 import copy
+from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
@@ -64,15 +65,15 @@ class RecConv(nn.Conv2d):
         )
         self.weight.requires_grad_(train_basis)
 
+        self.computed: torch.Tensor | None = None  # W_t during a forward pass of a network with `at_once`
+
     def kernel(self) -> torch.Tensor:
         """W_t of equation (1), shaped like `weight`; differentiable in the basis and in the transform."""
-        n, in_per_group, size, _ = self.transform.shape
-        image = self.weight.reshape(1, n, *self.kernel_size)
-        recalibration = F.conv2d(image, self.transform, padding=size // 2, groups=n // in_per_group)
-        return self.weight + recalibration.reshape(self.weight.shape)
+        return recalibrated([self])[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(x, self.kernel(), self.bias)
+        kernel = self.kernel() if self.computed is None else self.computed
+        return self._conv_forward(x, kernel, self.bias)
 
     @torch.no_grad()
     def fold(self) -> nn.Conv2d:
@@ -96,6 +97,48 @@ class RecConv(nn.Conv2d):
         return plain.train(self.training)
 
 
+def recalibrated(layers: list[RecConv]) -> list[torch.Tensor]:
+    """W_t = W_b + T(W_b), equation (1), of each layer, shaped like its `weight`.
+
+    T is written as a matrix product, its weights times the patches of the basis, so that all layers of one shape are one
+    batched product: one layer's is too small to keep a processor busy, and KRGN has 162.
+    """
+    alike = defaultdict(list)
+    for index, layer in enumerate(layers):
+        alike[layer.weight.shape, layer.transform.shape, layer.weight.dtype, layer.weight.device].append(index)
+    kernels: dict[int, torch.Tensor] = {}
+    for (shape, (n, in_per_group, size, _), _, _), indices in alike.items():
+        basis = torch.stack([layers[index].weight.reshape(n, *shape[2:]) for index in indices])
+        transforms = torch.stack([layers[index].transform for index in indices])
+        patches = F.unfold(basis, size, padding=size // 2)  # (layers, n * size^2, K * K)
+        recalibration = torch.bmm(
+            transforms.reshape(-1, in_per_group, in_per_group * size**2),
+            patches.reshape(-1, in_per_group * size**2, patches.shape[2]),
+        )
+        kernels |= zip(indices, (basis + recalibration.reshape(basis.shape)).reshape(-1, *shape), strict=True)
+    return [kernels[index] for index in range(len(layers))]
+
+
+def at_once(model: nn.Module) -> nn.Module:
+    """Has `model` compute the kernels of all its `RecConv` layers together, when its forward pass begins."""
+    model.register_forward_pre_hook(_compute)
+    model.register_forward_hook(_forget, always_call=True)
+    return model
+
+
+def _compute(model: nn.Module, _) -> None:
+    layers = [module for module in model.modules() if isinstance(module, RecConv)]
+    for layer, kernel in zip(layers, recalibrated(layers), strict=True):
+        layer.computed = kernel
+
+
+def _forget(model: nn.Module, *_) -> None:
+    # A kernel belongs to one pass: the next one has other weights, and this one's graph is gone after its backward.
+    for module in model.modules():
+        if isinstance(module, RecConv):
+            module.computed = None
+
+
 def fold(model: nn.Module) -> nn.Module:
     """A copy of `model` in which every `RecConv` is a plain `nn.Conv2d` with the same function.
 
@@ -103,7 +146,12 @@ def fold(model: nn.Module) -> nn.Module:
     """
     # The memo makes deepcopy use each folded layer where the RecConv stood, so T is never copied and sharing is kept.
     memo = {id(module): module.fold() for module in model.modules() if isinstance(module, RecConv)}
-    return copy.deepcopy(model, memo)
+    folded = copy.deepcopy(model, memo)
+    for module in folded.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook in (_compute, _forget)]:
+                del hooks[key]
+    return folded
 
 
 def is_recalibrated(model: nn.Module) -> bool:
