@@ -124,7 +124,8 @@ def evaluate(
 def protocol(args) -> str:
     """What was measured and how, in a few words beside every printed score."""
     inference_mode = "four quadrants" if args.chop else "whole image"
-    return f"{PROTOCOL}; {inference_mode}{', self-ensemble' if args.self_ensemble else ''}"
+    degraded = "" if args.degradation == "bicubic" else f"; LR degraded, {args.degradation}"
+    return f"{PROTOCOL}; {inference_mode}{', self-ensemble' if args.self_ensemble else ''}{degraded}"
 
 
 def evaluate_as_asked(

@@ -13,7 +13,8 @@ DPI = 120
 def rendered(figure: Figure, form: str = "png") -> bytes:
     """A figure as the bytes of a file, "png" or "pdf"."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=DPI, bbox_inches="tight", pad_inches=0.12)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    figure.savefig(buffer, format=form, dpi=DPI)
     return buffer.getvalue()
 
 

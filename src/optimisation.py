@@ -26,6 +26,16 @@ def make_optimizer(args, network: nn.Module) -> Optimizer:
     return adam(parameters, **common, betas=tuple(args.betas), eps=args.epsilon, fused=True)
 
 
+def make_critic_optimizer(args, adversary) -> Optimizer:
+    """The optimizer of an adversarial loss's discriminator: the network's kind and rate, on its own weights.
+
+    For WGAN_GP it is Adam without momentum, as its paper finds necessary (arXiv 1704.00028, algorithm 1).
+    """
+    if adversary.kind == "WGAN_GP":
+        args = args.replace(optimizer="ADAM", betas=(0.0, 0.9))
+    return make_optimizer(args, adversary.discriminator)
+
+
 def rate_factor(
     batch: int, *, schedule: str, warmup: int, decay: tuple[int, ...], gamma: float, epochs: int, epoch_batches: int
 ) -> float:

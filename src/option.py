@@ -11,7 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 
 MODELS = ("KRGN",)
-LOSSES = ("L1", "MSE", "Charbonnier", "FFT")
+PERCEPTUAL = ("VGG22", "VGG54")
+ADVERSARIAL = ("GAN", "RGAN", "WGAN_GP")
+LOSSES = ("L1", "MSE", "Charbonnier", "FFT", *PERCEPTUAL, *ADVERSARIAL)
 OPTIMIZERS = ("ADAM", "SGD", "RMSprop", "ADAMW")
 ACTIVATIONS = ("lrelu", "relu", "prelu")
 
@@ -57,7 +59,7 @@ _STRUCTURE = frozenset(
 # What may differ when a run goes on: where and how fast it runs, and what it prints, not what it computes.
 _HARDWARE = frozenset({"cpu", "n_GPUs", "n_threads"})
 CHANGEABLE = _HARDWARE | frozenset(
-    {"dir_data", "dir_demo", "dir_experiment", "ext", "epochs", "print_every"}
+    {"dir_data", "dir_demo", "dir_experiment", "vgg_weights", "ext", "epochs", "print_every"}
     | {"save_every", "compile", "no_tensorboard", "override", "split_batch"}
     | {"save", "load", "resume", "reset", "test_only", "save_models", "save_results", "save_gt"}
 )
@@ -120,7 +122,7 @@ def parse_args(argv: list[str] | None = None) -> Options:
     given = frozenset(name for name in names if parsed[name] is not unset)
     values = {name: parsed[name] if name in given else parser.get_default(name) for name in names}
     values["betas"] = tuple(values["betas"])
-    for name in ("dir_data", "dir_demo", "dir_experiment", "pre_train"):
+    for name in ("dir_data", "dir_demo", "dir_experiment", "pre_train", "vgg_weights"):
         values[name] = values[name] and os.path.abspath(values[name])  # a run that goes on may start elsewhere
     options = Options(values, given)
     try:
@@ -166,12 +168,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="images for training / testing in a set of DIV2K's shape, counted from 1 in the order of their names (default 1-800/801-810)")
     add("--ext", choices=("sep", "sep_reset", "img"), default="sep",
         help="sep: keep a decoded .npy copy of each image in the set's bin/ folder, made where missing or outdated; sep_reset: make all of them anew first; img: decode each time (default sep)")
-    add("--scale", type=_scale, default=4, metavar="S", help="upscaling factor (default 4)")
+    add("--scale", type=scale_factor, default=4, metavar="S", help="upscaling factor (default 4)")
     add("--patch_size", type=whole_number(1), default=192, metavar="PIXELS",
         help="side of a training patch in HR pixels, a multiple of the scale (default 192)")
     add("--rgb_range", type=_number(above=0), default=255, metavar="V",
         help="largest value of a pixel in the network (default 255)")
     add("--n_colors", type=int, choices=(1, 3), default=3, help="3: RGB; 1: luma Y only (default 3)")
+    add("--degradation", type=degradation, default="bicubic", metavar="D",
+        help="how LR comes from HR, for training and testing: bicubic; bicubic+jpegQ, compressed at quality Q; blur+bicubic, blurred by a random width first, or blur1.6+bicubic by this one; or all three (default bicubic)")
     add("--no_augment", action="store_true", help="no random flips and rotations of training patches")
 
     add = parser.add_argument_group("model").add_argument
@@ -237,7 +241,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--gclip", type=_number(least=0), default=0, metavar="V",
         help="clip each gradient to -V..V; 0: do not (default 0)")
     add("--loss", type=_loss, default=((1.0, "L1"),), metavar="W*NAME+...",
-        help=f"weighted sum of losses, as in 1*L1+0.1*MSE; there are {', '.join(LOSSES)} (default 1*L1)")
+        help=f"weighted sum of losses, as in 5*VGG54+0.15*GAN; there are {', '.join(LOSSES)} (default 1*L1)")
+    add("--vgg_weights", default="", metavar="FILE",
+        help="VGG19's weights as torchvision publishes them, for VGG22 and VGG54 (default: downloaded once)")
     add("--skip_threshold", type=_number(above=0), default=1e8, metavar="F",
         help="skip a batch whose loss is above F times the mean loss of the epoch before (default 1e8)")
 
@@ -279,11 +285,24 @@ def _check_values(options: Options) -> None:
         raise OptionError(
             f"--split_batch {options.split_batch} is more parts than --batch_size {options.batch_size} has patches: lower it"
         )
+    names = {name for _, name in options.loss}
+    if names & set(PERCEPTUAL) and options.n_colors != 3:
+        raise OptionError(f"--loss {_text_of_loss(options)} looks at RGB, as VGG19 does: drop --n_colors 1")
+    if len(names & set(ADVERSARIAL)) > 1:
+        raise OptionError(
+            f"--loss {_text_of_loss(options)} has two discriminators: keep one of {', '.join(ADVERSARIAL)}"
+        )
+    if names & set(ADVERSARIAL) and options.patch_size < 32 and not options.test_only:
+        raise OptionError(f"--patch_size {options.patch_size}: a discriminator needs patches of 32 pixels at least")
     if options.kernels == "plain" and options.basis == "frozen":
         raise OptionError("--basis frozen needs recalibrated kernels: drop it, or drop --kernels plain")
 
     if options.schedule == "cosine" and not options.epochs:
         raise OptionError("--schedule cosine falls to 0 over --epochs: give a number of epochs above 0")
+
+
+def _text_of_loss(options: Options) -> str:
+    return "+".join(f"{weight:g}*{name}" for weight, name in options.loss)
 
 
 def _check_requests(options: Options) -> None:
@@ -378,7 +397,17 @@ def _weighted_names(text: str) -> tuple[tuple[float, str], ...]:
     return tuple(zip(weights, names, strict=True))
 
 
-def _scale(text: str) -> int:
+def degradation(text: str) -> str:
+    found = re.fullmatch(r"(blur(\d+(\.\d+)?)?\+)?bicubic(\+jpeg(\d{1,3}))?", text)
+    if not found or (found[2] and not float(found[2]) > 0) or (found[5] and not 1 <= int(found[5]) <= 100):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected bicubic, bicubic+jpegQ with a quality Q of 1 to 100, blur+bicubic, or "
+            "blur+bicubic+jpegQ; blur1.6 sets the blur's width"
+        )
+    return text
+
+
+def scale_factor(text: str) -> int:
     if re.fullmatch(r"\d+(\+\d+)+", text):
         raise argparse.ArgumentTypeError(
             f"got {text!r}, but no model here has several scales: give one, as in --scale 4"
@@ -411,6 +440,7 @@ def _loss(text: str) -> tuple[tuple[float, str], ...]:
     terms = []
     for term in text.split("+"):
         weight, star, name = term.rpartition("*")
+        name = name.replace("-", "_")  # WGAN-GP, as its paper writes it
         if name not in LOSSES:
             raise argparse.ArgumentTypeError(f"got {name!r}, expected one of {', '.join(LOSSES)}, as in 1*L1+0.1*MSE")
         terms.append((_number(above=0)(weight) if star else 1.0, name))

@@ -104,6 +104,15 @@ def mean(values: list[float], device: torch.device) -> list[float]:
     return (total / world_size()).tolist()
 
 
+def average_gradients(module: torch.nn.Module) -> None:
+    """Makes each gradient the mean over the processes, for a module without DistributedDataParallel."""
+    if world_size() > 1:
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= world_size()
+
+
 def gather(value) -> list:
     """What every process gave, in the order of their ranks; the same on all of them."""
     if world_size() == 1:

@@ -27,9 +27,11 @@ from errors import UserError, held
 from evaluate import InPrecision, Scores, evaluate_as_asked, to_network
 from experiment import Experiment
 from loss import Loss
+from loss.perceptual import load_vgg19
 from model.checkpoint import pack
 from model.recalibration import fold
-from optimisation import make_average, make_optimizer, make_scheduler
+from optimisation import make_average, make_critic_optimizer, make_optimizer, make_scheduler
+from utility import load_tensors
 
 log = logging.getLogger("krgn")
 
@@ -64,14 +66,22 @@ class Trainer:
         self.epoch_batches = args.test_every or max(1, len(train_set) // args.batch_size)
         self.best_set = next((index for index, test_set in enumerate(test_sets) if test_set.scored), None)
 
-        self.loss = Loss(args.loss).to(device)
+        self.loss = Loss(
+            args.loss,
+            rgb_range=args.rgb_range,
+            n_colors=args.n_colors,
+            patch_size=args.patch_size,
+            load_vgg19=lambda: load_vgg19(args.vgg_weights, load_tensors),
+        ).to(device)
+        self.adversary = self.loss.adversary
+        self.critic_optimizer = make_critic_optimizer(args, self.adversary) if self.adversary else None
         self.optimizer = make_optimizer(args, network)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "half")
         self.average = make_average(network, args.ema)
 
         self.epoch = 0  # epochs that are complete, validation included
         self.batch = 0  # batches done in the epoch after that
-        self.sums = [0.0] * len(args.loss)  # of each loss term over the batches of this epoch
+        self.sums = [0.0] * (len(args.loss) + (self.adversary is not None))  # of each value of `_step`, over this epoch
         self.norms = 0.0  # sum of the gradients' norms, likewise
         self.counted = 0  # batches in `sums`: those that were not skipped
         self.seconds = 0.0  # training time of this epoch
@@ -83,7 +93,11 @@ class Trainer:
         self.n_images = len(train_set)
         if state is not None:
             self._restore(state)
-        self.scheduler = make_scheduler(args, self.optimizer, epoch_batches=self.epoch_batches, done=self.done)
+        self.scheduler, *self.critic_schedulers = (
+            make_scheduler(args, optimizer, epoch_batches=self.epoch_batches, done=self.done)
+            for optimizer in (self.optimizer, self.critic_optimizer)
+            if optimizer is not None
+        )
         self.parallel = self._parallel()
         self.saved_at = time.monotonic()
         self.told = False  # how long it will take
@@ -176,7 +190,8 @@ class Trainer:
                 waited += time.perf_counter() - asked
                 reason, stop = self._step(lr, hr)
                 self.batch += 1
-                self.scheduler.step()
+                for scheduler in (self.scheduler, *self.critic_schedulers):
+                    scheduler.step()
                 self.seconds += time.perf_counter() - asked
 
                 self.in_a_row = self.in_a_row + 1 if reason else 0
@@ -216,7 +231,9 @@ class Trainer:
         args = self.args
         lr, hr = (to_network(images, self.device, args.rgb_range) for images in (lr, hr))
         self.optimizer.zero_grad(set_to_none=True)
-        terms = torch.zeros(len(args.loss), device=self.device)
+        if self.adversary:
+            self.critic_optimizer.zero_grad(set_to_none=True)
+        terms = torch.zeros(len(self.sums), device=self.device)
         n_parts = min(args.split_batch, len(lr))
         parts = list(zip(lr.tensor_split(n_parts), hr.tensor_split(n_parts), strict=True))
         for number, (lr_part, hr_part) in enumerate(parts, start=1):
@@ -225,14 +242,23 @@ class Trainer:
             with self.parallel.no_sync() if apart else nullcontext():
                 sr = self.parallel(lr_part)
                 # A loss is a mean over its part: weighted by the part's share, gradients add up to the batch's.
-                part = self.loss(sr.float(), hr_part) * (len(lr_part) / len(lr))
+                share = len(lr_part) / len(lr)
+                part = self.loss(sr.float(), hr_part) * share
                 self.scaler.scale(part.sum()).backward()
-            terms += part.detach()
+            terms[: len(part)] += part.detach()
+            if self.adversary:  # its discriminator learns from the same images, in single precision
+                critic = self.adversary.critic_loss(sr.float(), hr_part) * share
+                critic.backward()
+                terms[-1] += critic.detach()
 
         *values, stop = parallel.mean([*terms.tolist(), float(errors.pending() is not None)], self.device)
-        loss, limit = sum(values), args.skip_threshold * self.last_loss
-        if not math.isfinite(loss):
-            return f"its loss is {loss}", stop > 0
+        loss = sum(values[: len(args.loss)])
+        # A Wasserstein distance may be below zero, which says nothing about what is too large.
+        limit = args.skip_threshold * self.last_loss if self.last_loss > 0 else math.inf
+        if not math.isfinite(sum(values)):
+            return f"its loss is {loss}" if not math.isfinite(
+                loss
+            ) else "its discriminator's loss is not finite", stop > 0
         if not loss < limit:
             return f"its loss {loss:.4g} is above {limit:.4g}, --skip_threshold times that of the last epoch", stop > 0
         self.scaler.unscale_(self.optimizer)
@@ -241,6 +267,13 @@ class Trainer:
         if not math.isfinite(norm):
             self.scaler.update()  # half precision: a smaller scale for the next batch
             return f"its gradient's norm is {norm}", stop > 0
+        if self.adversary:
+            discriminator = self.adversary.discriminator
+            parallel.average_gradients(discriminator)
+            critic_norm = get_total_norm([p.grad for p in discriminator.parameters()]).item()
+            if not math.isfinite(critic_norm):
+                return f"its discriminator's gradient's norm is {critic_norm}", stop > 0
+            self.critic_optimizer.step()
         if args.gclip > 0:
             clip_grad_value_(self.network.parameters(), args.gclip)
         self.scaler.step(self.optimizer)
@@ -261,10 +294,12 @@ class Trainer:
             self.experiment.save_skipped(self.skipped)
 
     def _mean_losses(self) -> dict[str, float]:
-        """Mean of each weighted term over the epoch so far, by name, and "loss", their sum, if there are several."""
+        """Means over the epoch so far: "loss", each weighted term by name if it has several, and a discriminator's."""
         means = [total / self.counted if self.counted else math.nan for total in self.sums]
-        named = dict(zip(self.loss.names, means, strict=True))
-        return named if len(means) == 1 else named | {"loss": sum(means)}
+        names = self.loss.names
+        several = dict(zip(names, means, strict=False)) if len(names) > 1 else {}
+        critic = {"discriminator": means[-1]} if self.adversary else {}
+        return {"loss": sum(means[: len(names)])} | several | critic
 
     @property
     def shown(self) -> nn.Module:
@@ -285,11 +320,8 @@ class Trainer:
         finished, and a resumed run does it again.
         """
         epoch, losses = self.epoch + 1, self._mean_losses()
-        mean_loss = sum(self.sums) / self.counted if self.counted else math.nan
         rate = self.args.lr * self.scheduler.lr_lambdas[0](self.done - 1)
-        row = {"epoch": epoch, "lr": rate, "loss": mean_loss}
-        if len(self.loss.names) > 1:
-            row |= {name: losses[name] for name in self.loss.names}
+        row = {"epoch": epoch, "lr": rate} | losses
         row["gradient norm"] = self.norms / self.counted if self.counted else math.nan
         for test_set, score in zip(self.test_sets, scores, strict=True):
             if test_set.scored:
@@ -318,7 +350,7 @@ class Trainer:
 
         self.epoch, self.best, self.history = epoch, best, history
         if self.counted:
-            self.last_loss = mean_loss
+            self.last_loss = losses["loss"]
         self.batch, self.sums, self.norms, self.counted, self.seconds = 0, [0.0] * len(self.sums), 0.0, 0, 0.0
         self._save_state()
         if self.args.save_models and parallel.is_main() and not self.in_a_row:
@@ -341,6 +373,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else {},
+            "discriminator": self.adversary.discriminator.state_dict() if self.adversary else {},
+            "discriminator's optimizer": self.critic_optimizer.state_dict() if self.adversary else {},
             "progress": {name: getattr(self, name) for name in self._PROGRESS},
             "random": {
                 "python": random.getstate(),
@@ -359,6 +393,9 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        if self.adversary:
+            self.adversary.discriminator.load_state_dict(state["discriminator"])
+            self.critic_optimizer.load_state_dict(state["discriminator's optimizer"])
         for name in self._PROGRESS:
             setattr(self, name, state["progress"][name])
         if self.n_images != len(self.train_set):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SRC
 
+import degrade
 import demo
 import export
 import kl
@@ -24,7 +25,7 @@ LEVELS = [
     {"data", "experiment"},
     {"evaluate"},
     {"trainer"},
-    {"main", "export", "kl", "demo", "verify_resume"},
+    {"main", "export", "kl", "demo", "degrade", "verify_resume"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(SRC.rglob("*.py"))
@@ -91,9 +92,10 @@ PARSERS = {
     "export.py": export.build_parser,
     "kl.py": kl.build_parser,
     "demo.py": demo.build_parser,
+    "degrade.py": degrade.build_parser,
     "verify_resume.py": verify_resume.build_parser,
 }
-PROGRAM_LINES = [line for line in commands() if re.search(r"(main|export|kl|demo|verify_resume)\.py\b", line)]
+PROGRAM_LINES = [line for line in commands() if any(name in line for name in PARSERS)]
 
 
 def test_the_readme_has_commands_of_every_program():

@@ -6,10 +6,12 @@ import pytest
 from conftest import ROOT, assert_one_line, program
 
 from loss import TERMS
+from loss.adversarial import KINDS
+from loss.perceptual import LAYERS
 from model import MODELS
 from model.common import ACTIVATIONS
 from option import ACTIVATIONS as OPTION_ACTIVATIONS
-from option import LOSSES, OptionError, build_parser, continue_with, parse_args
+from option import ADVERSARIAL, LOSSES, PERCEPTUAL, OptionError, build_parser, continue_with, parse_args
 from option import MODELS as OPTION_MODELS
 
 # Names and defaults that users' launch lines rely on: a change here breaks them.
@@ -25,6 +27,7 @@ DEFAULTS = {
     "override": (), "save_every": 10, "compile": False, "schedule": "step",
     "warmup": 0, "ema": 0, "lr": 1e-4, "decay": (200,), "gamma": 0.5,
     "optimizer": "ADAM", "momentum": 0.9, "betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0, "gclip": 0,
+    "vgg_weights": "", "degradation": "bicubic",
     "loss": ((1.0, "L1"),), "skip_threshold": 1e8, "test_only": False, "chop": False, "self_ensemble": False,
     "dir_experiment": str(ROOT / "experiment"), "save": "test", "no_tensorboard": False,
     "save_models": False, "print_every": 100,
@@ -53,6 +56,8 @@ def test_published_launch_line():
 def test_typed_values():
     options = parse_args("--loss 5*L1+0.1*MSE --betas 0.5 0.9 --data_range 1-20/21-25 --rgb_range 1".split())
     assert options.loss == ((5.0, "L1"), (0.1, "MSE"))
+    assert parse_args(["--loss", "5*VGG54+0.15*GAN"]).loss == ((5.0, "VGG54"), (0.15, "GAN"))
+    assert parse_args(["--loss", "WGAN-GP"]).loss == ((1.0, "WGAN_GP"),)
     assert parse_args(["--data_train", "A+B"]).data_train == ((0.0, "A"), (0.0, "B"))
     assert parse_args(["--data_train", "3*A+0.5*B"]).data_train == ((3.0, "A"), (0.5, "B"))
     assert tuple(options.betas) == (0.5, 0.9)
@@ -108,6 +113,13 @@ MISTAKES = {
     "--data_train 0*A+1*B": ("--data_train", "above 0"),
     "--data_test Set5/": ("--data_test", "plain names"),
     "--loss 1*L1+2*L1": ("--loss", "twice"),
+    "--loss 5*VGG54+0.1*GNA": ("--loss", "GNA", "VGG54, GAN, RGAN, WGAN_GP"),
+    "--loss 1*GAN+1*RGAN": ("1*GAN+1*RGAN", "two discriminators"),
+    "--loss 1*VGG22 --n_colors 1": ("1*VGG22", "--n_colors 1"),
+    "--loss 1*L1+1*GAN --patch_size 24 --scale 2": ("--patch_size 24", "32"),
+    "--degradation bicubic+jpeg0": ("--degradation", "1 to 100"),
+    "--degradation blur0+bicubic": ("--degradation", "blur1.6"),
+    "--degradation jpeg40+bicubic": ("--degradation", "bicubic+jpegQ"),
     "--ema 1": ("--ema", "below 1"),
     "--resume 3": ("--resume 3", "--load"),
     "--test_only": ("--test_only", "--pre_train"),
@@ -137,7 +149,8 @@ def test_a_mistake_on_the_real_command_line():
 def test_lists_agree_with_what_there_is():
     """option.py imports nothing of ours, so its lists are copies."""
     assert set(OPTION_MODELS) == set(MODELS)
-    assert set(LOSSES) == set(TERMS)
+    assert LOSSES == TERMS
+    assert (tuple(LAYERS), KINDS) == (PERCEPTUAL, ADVERSARIAL)
     assert OPTION_ACTIVATIONS == ACTIVATIONS
 
 

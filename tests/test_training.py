@@ -1,8 +1,12 @@
 """What steers training: schedules, averaged weights, batches that must not count, states saved at any moment."""
 
+import contextlib
 import csv
 import logging
 import math
+import multiprocessing
+import os
+import random
 import subprocess
 import sys
 import time
@@ -211,6 +215,48 @@ def test_a_kill_during_a_save_leaves_a_loadable_state(tmp_path):
         state = load_tensors(path)
         assert (state["values"] == state["n"]).all()
     assert state["n"] >= 0
+
+
+def train_silently(flags: list[str]) -> None:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        launch(*flags)
+
+
+def test_twenty_kills_change_nothing(small_set, monkeypatch):
+    """SIGKILL 20 times, each a random moment after one or more states were saved: the end is the undisturbed one's.
+
+    The runs are forked off a process that has torch loaded already, or starting it 20 times would be all the test does.
+    """
+    chance = random.Random(0)
+    folder = small_set.parent / "experiment"
+    flags = small_run(small_set, "--test_every", "25", "--epochs", "8", "--save_every", "0.0005", "--no_tensorboard")
+    train_silently([*flags, "--save", "undisturbed"])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SRC), str(Path(__file__).parent)]))
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(["trainer", "test_training", "torch._dynamo"])
+    state = folder / "killed/state.pt"
+    go_on = ["--cpu", "--n_threads", "0", "--load", "killed", "--dir_experiment", str(folder)]
+    kills = 0
+    while kills < 20:
+        flags_now = go_on if state.exists() else [*flags, "--save", "killed"]
+        process = forkserver.Process(target=train_silently, args=(flags_now,))
+        process.start()
+        seen, saves, wanted = state.stat().st_ino if state.exists() else 0, 0, chance.randint(1, 2)
+        while saves < wanted and process.is_alive():
+            time.sleep(0.001)
+            now = state.stat().st_ino if state.exists() else 0
+            saves, seen = saves + (now != seen), now
+        time.sleep(chance.random() * 0.03)
+        assert process.is_alive(), (
+            f"the run ended after {kills} kills, which is too early for the test to mean anything"
+        )
+        process.kill()
+        process.join()
+        kills += 1
+    train_silently(go_on)
+    assert verify_resume.differences(folder / "undisturbed", folder / "killed") == []
+    log = (folder / "killed/log.txt").read_text()
+    assert log.count("learning rate") > 20
 
 
 def test_verify_resume(capsys):

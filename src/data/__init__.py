@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data import benchmark, demo, div2k
+from data.degradation import Degradation
 from data.srdata import ImageSet, TestSet, TrainSet, cached, pair_up
 from errors import UserError
 
@@ -39,6 +40,7 @@ def build_train_set(args) -> TrainSet:
         n_colors=args.n_colors,
         augment=not args.no_augment,
         seed=args.seed,
+        degradation=Degradation.parse(args.degradation),
     )
 
 
@@ -63,7 +65,15 @@ def build_test_sets(args) -> list[TestSet]:
                 f"--data_test {name}: there is neither {folder}, with HR and LR_bicubic, nor {root}, with "
                 f"{name}_train_HR: check --dir_data, or drop {name}"
             )
-        sets.append(TestSet(image_set, scale=args.scale, n_colors=args.n_colors))
+        sets.append(
+            TestSet(
+                image_set,
+                scale=args.scale,
+                n_colors=args.n_colors,
+                degradation=Degradation.parse(args.degradation),
+                seed=args.seed,
+            )
+        )
     return sets
 
 

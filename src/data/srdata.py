@@ -5,6 +5,7 @@ never on who loads it or when, so any number of workers gives the same batches a
 """
 
 import logging
+import zlib
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 
 from data import image as files
 from data import resize
+from data.degradation import BICUBIC, Degradation
 from errors import UserError
 from metrics import rgb_to_y
 
@@ -135,6 +137,7 @@ class TrainSet(Dataset):
     Args:
         weights: shares of the sets, one positive number for each: an image is then drawn from a set that is drawn by
             these. None: every image counts the same.
+        degradation: how LR patches come from HR, if not by the set's LR images.
 
     Raises:
         UserError: if an image is smaller than a patch.
@@ -150,13 +153,14 @@ class TrainSet(Dataset):
         augment: bool = True,
         seed: int = 1,
         weights: list[float] | None = None,
+        degradation: Degradation = BICUBIC,
     ):
         ends = np.cumsum([len(image_set.pairs) for image_set in sets])
         self.spans = [(int(end) - len(image_set.pairs), int(end)) for image_set, end in zip(sets, ends, strict=True)]
         self.shares = None if weights is None else np.cumsum(weights) / np.sum(weights)
         self.images = [(pair, image_set.open) for image_set in sets for pair in image_set.pairs]
         self.scale, self.patch_size, self.n_colors = scale, patch_size, n_colors
-        self.augment, self.seed = augment, seed
+        self.augment, self.seed, self.degradation = augment, seed, degradation
         for pair, _ in self.images:
             if min(pair.size) // scale * scale < patch_size:
                 raise UserError(
@@ -183,12 +187,12 @@ class TrainSet(Dataset):
         left = int(random.integers(lr.shape[1] - side + 1))
         turns, mirrored = (int(random.integers(4)), bool(random.integers(2))) if self.augment else (0, False)
 
+        box = slice(top, top + side), slice(left, left + side)
+        hr_box = tuple(slice(self.scale * part.start, self.scale * part.stop) for part in box)
         patches = []
-        for pixels, factor in ((lr, 1), (hr, self.scale)):
-            rows = slice(factor * top, factor * (top + side))
-            columns = slice(factor * left, factor * (left + side))
-            patch = np.rot90(pixels[rows, columns], turns)
-            patches.append(to_tensor(patch[:, ::-1] if mirrored else patch, self.n_colors))
+        for patch in (self.degradation.window(lr, hr, box, self.scale, random), hr[hr_box]):
+            turned = np.rot90(patch, turns)
+            patches.append(to_tensor(turned[:, ::-1] if mirrored else turned, self.n_colors))
         return *patches, pair.name
 
     def _order(self, turn: int) -> np.ndarray:
@@ -201,13 +205,25 @@ class TestSet(Dataset):
     """Whole images: an item is (lr, hr, name), uint8 (n_colors, h, w) and (n_colors, scale * h, scale * w).
 
     HR is cropped to scale times LR's size, from the bottom and the right; it is None where there is no ground truth.
+
+    Args:
+        degradation: how LR comes from HR, where there is HR; what is random depends on `seed` and the image's name.
     """
 
     __test__ = False  # no test class, whatever pytest thinks of its name
 
-    def __init__(self, image_set: ImageSet, *, scale: int, n_colors: int = 3):
+    def __init__(
+        self,
+        image_set: ImageSet,
+        *,
+        scale: int,
+        n_colors: int = 3,
+        degradation: Degradation = BICUBIC,
+        seed: int = 1,
+    ):
         self.name, self.pairs, self._open = image_set.name, image_set.pairs, image_set.open
         self.scale, self.n_colors = scale, n_colors
+        self.degradation, self.seed = degradation, seed
 
     @property
     def label(self) -> str:
@@ -224,11 +240,14 @@ class TestSet(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None, str]:
         pair = self.pairs[index]
-        lr = to_tensor(self._open(pair.lr), self.n_colors)
+        lr = self._open(pair.lr)
         if pair.hr is None:
-            return lr, None, pair.name
-        height, width = (self.scale * side for side in lr.shape[1:])
-        return lr, to_tensor(self._open(pair.hr)[:height, :width], self.n_colors), pair.name
+            return to_tensor(lr, self.n_colors), None, pair.name
+        height, width = (self.scale * side for side in lr.shape[:2])
+        hr = self._open(pair.hr)[:height, :width]
+        random = np.random.default_rng((self.seed, 2, zlib.crc32(pair.name.encode())))
+        lr = self.degradation.whole(lr, hr, self.scale, random)
+        return to_tensor(lr, self.n_colors), to_tensor(hr, self.n_colors), pair.name
 
 
 def to_tensor(pixels: np.ndarray, n_colors: int) -> torch.Tensor:

@@ -1,7 +1,12 @@
 """Training losses: a weighted sum of named terms, as --loss writes it ("1*L1+0.1*MSE")."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
+
+from loss.adversarial import KINDS, Adversarial
+from loss.perceptual import LAYERS, Perceptual
 
 
 class Charbonnier(nn.Module):
@@ -26,22 +31,47 @@ class FrequencyL1(nn.Module):
         return torch.view_as_real(difference).abs().mean()
 
 
-TERMS = {"L1": nn.L1Loss, "MSE": nn.MSELoss, "Charbonnier": Charbonnier, "FFT": FrequencyL1}
+PIXELWISE = {"L1": nn.L1Loss, "MSE": nn.MSELoss, "Charbonnier": Charbonnier, "FFT": FrequencyL1}
+TERMS = (*PIXELWISE, *LAYERS, *KINDS)
 
 
 class Loss(nn.Module):
     """The weighted sum of several losses between SR and HR.
 
     Args:
-        terms: (weight, name) of each term, name being one of `TERMS`; values are in the network's range, 0..rgb_range.
+        terms: (weight, name) of each term, name being one of `TERMS`; at most one is adversarial.
+        rgb_range: the images' value range, for the terms that depend on it.
+        n_colors, patch_size: of the HR patches, for a discriminator.
+        load_vgg19: called for VGG19's state dict if a perceptual term needs it.
     """
 
-    def __init__(self, terms: tuple[tuple[float, str], ...]):
+    def __init__(
+        self,
+        terms: tuple[tuple[float, str], ...],
+        *,
+        rgb_range: float = 255,
+        n_colors: int = 3,
+        patch_size: int = 192,
+        load_vgg19: Callable[[], dict[str, torch.Tensor]] | None = None,
+    ):
         super().__init__()
+
+        def make(name: str) -> nn.Module:
+            if name in PIXELWISE:
+                return PIXELWISE[name]()
+            if name in LAYERS:
+                return Perceptual(name, rgb_range=rgb_range, load=load_vgg19)
+            return Adversarial(name, rgb_range=rgb_range, n_colors=n_colors, patch_size=patch_size)
+
         self.weights = [weight for weight, _ in terms]
         self.names = [name for _, name in terms]
-        self.functions = nn.ModuleList(TERMS[name]() for name in self.names)
+        self.functions = nn.ModuleList(make(name) for name in self.names)
+
+    @property
+    def adversary(self) -> Adversarial | None:
+        """The adversarial term, whose discriminator is trained too, if there is one."""
+        return next((function for function in self.functions if isinstance(function, Adversarial)), None)
 
     def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) each -> the weighted terms, shape (number of terms,); their sum is the loss."""
+        """(N, C, H, W) each, in 0..rgb_range -> the weighted terms, (number of terms,); their sum is the loss."""
         return torch.stack([weight * term(sr, hr) for weight, term in zip(self.weights, self.functions, strict=True)])

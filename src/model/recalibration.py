@@ -100,7 +100,7 @@ class RecConv(nn.Conv2d):
 def recalibrated(layers: list[RecConv]) -> list[torch.Tensor]:
     """W_t = W_b + T(W_b), equation (1), of each layer, shaped like its `weight`.
 
-    T is written as a matrix product, its weights times the patches of the basis, so that all layers of one shape are one
+    T is written as a matrix product, its weights times the patches of the basis, so that all layers of a shape are one
     batched product: one layer's is too small to keep a processor busy, and KRGN has 162.
     """
     alike = defaultdict(list)
