@@ -1,9 +1,13 @@
 """Runs a network over a test set and scores it; what the scores mean is stated in `metrics.py`."""
 
+import functools
 import logging
 import math
+import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +15,25 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+import metrics
 import parallel
 from data.image import write_png
 from data.srdata import TestSet
 from errors import UserError
 from experiment import Experiment
-from metrics import PROTOCOL, psnr_ssim, quantise, smallest_scored
-from model import inference
+from metrics import perceptual_metrics, psnr_ssim, quantise, smallest_scored
+from model import inference, tiling
+from model.tiling import Tiles
+from utility import available_memory
 
 log = logging.getLogger("krgn")
 
 # Called with (name, sr, lr, hr) of an image.
 OnImage = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor | None], None] | None
+
+AUTO_TILE = 256  # LR pixels
+SURE_TO_FIT = 2**18  # LR pixels
+RESERVE = 1.5  # what operators need inside themselves, and allocators beside that
 
 AUTOCAST = {"half": torch.float16, "bf16": torch.bfloat16}
 
@@ -41,21 +52,22 @@ class InPrecision(nn.Module):
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one set: a row an image, {"image", "PSNR", "SSIM"}; no rows if there is no ground truth."""
+    """Scores of one set: a row an image, {"image", "PSNR", "SSIM", …}; no rows if there is no ground truth."""
 
     rows: list[dict]
 
     @property
     def psnr(self) -> float:
         """Mean PSNR in dB, NaN without rows."""
-        return self._mean("PSNR")
+        return self.mean("PSNR")
 
     @property
     def ssim(self) -> float:
         """Mean SSIM, NaN without rows."""
-        return self._mean("SSIM")
+        return self.mean("SSIM")
 
-    def _mean(self, name: str) -> float:
+    def mean(self, name: str) -> float:
+        """Mean of a column, NaN without rows."""
         return sum(row[name] for row in self.rows) / len(self.rows) if self.rows else math.nan
 
 
@@ -78,22 +90,28 @@ def evaluate(
     rgb_range: float = 255,
     precision: str = "single",
     chop: bool = False,
+    tile: int = 0,
     self_ensemble: bool = False,
+    channel: str = "y",
+    perceptual: tuple[str, ...] = (),
     on_image: OnImage = None,
 ) -> Scores:
     """Upscales every image of the set, and scores it where there is ground truth.
 
     Args:
         network: run as it is; fold it first to test what is deployed.
+        chop, tile, self_ensemble: how an image is run; see `model.inference` and `model.tiling`.
+        channel, perceptual: what is measured; see `metrics`.
         on_image: called with (name, sr, lr, hr) after each image, uint8 (C, H, W) on the CPU, `hr` maybe None.
 
     Several processes divide the images among them; each image is scored once, and all get all scores.
+
+    Raises:
+        UserError: if the perceptual metrics' package cannot be used, or there is no room for a large image's features.
     """
     network.eval()
-
-    def run(image: torch.Tensor) -> torch.Tensor:
-        return inference.chop(network, image, test_set.scale) if chop else network(image)
-
+    run = runner(network, test_set, rgb_range, chop=chop, tile=tile)
+    learned = _perceptual_metrics(perceptual, device)
     rows, too_small = [], []
     # The bar is a context so that it is closed, and its line ended, when a signal arrives.
     mine = range(parallel.rank(), len(test_set), parallel.world_size())
@@ -111,8 +129,11 @@ def evaluate(
                 if min(hr.shape[1:]) < smallest_scored(test_set.scale):
                     too_small.append(name)
                 else:
-                    score = psnr_ssim(sr, hr.to(device), test_set.scale) if finite else (math.nan, math.nan)
-                    rows.append((index, {"image": name, "PSNR": score[0], "SSIM": score[1]}))
+                    hr_there = hr.to(device)
+                    score = psnr_ssim(sr, hr_there, test_set.scale, channel) if finite else (math.nan, math.nan)
+                    row = {"image": name, "PSNR": score[0], "SSIM": score[1]}
+                    row |= {title: metric(sr, hr_there) if finite else math.nan for title, metric in learned.items()}
+                    rows.append((index, row))
             if on_image is not None:
                 on_image(name, sr.cpu(), lr, hr)
     if too_small:
@@ -121,11 +142,66 @@ def evaluate(
     return Scores([row for _, row in sorted(rows, key=lambda row: row[0])])
 
 
+def runner(network: nn.Module, test_set: TestSet, rgb_range: float, *, chop: bool, tile: int) -> tiling.Function:
+    """The function of an image (1, C, H, W) that a test runs; see `evaluate`."""
+    scale, n_colors = test_set.scale, test_set.n_colors
+    if chop:
+        return lambda image: inference.chop(network, image, scale)
+    tiles = functools.cache(lambda: Tiles(network, scale=scale, tile=tile or AUTO_TILE, n_colors=n_colors))
+    per_pixel = functools.cache(lambda: tiling.bytes_per_pixel(network, n_colors))
+
+    def in_tiles(image: torch.Tensor) -> torch.Tensor:
+        try:
+            if not tiles().exact:
+                off = tiles().deviation(image) * 255 / rgb_range
+                log.warning("tiles are not exact here, the network has global statistics: off by %.2g of 255", off)
+            return tiles()(image)
+        except OSError as error:
+            raise UserError(
+                f"features of {_size(image)} pixels do not fit into the temporary folder {tempfile.gettempdir()} "
+                f"({error.strerror}): set TMPDIR to a larger disk"
+            ) from None
+
+    def whole(image: torch.Tensor) -> torch.Tensor:
+        pixels, room = image.shape[-2] * image.shape[-1], available_memory() if image.device.type == "cpu" else None
+        # Small images fit, and are not worth the measurement. A process that takes too much is killed without a word.
+        if pixels > SURE_TO_FIT and room is not None and RESERVE * pixels * per_pixel() > room:
+            reason = f"needs about {RESERVE * pixels * per_pixel() / 2**30:.1f} GiB, {room / 2**30:.1f} are free"
+        else:
+            try:
+                return network(image)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if type(error) is RuntimeError and "memory" not in str(error):
+                    raise
+                reason = "does not fit into memory"
+        log.info("an image of %s pixels %s: running tiles of %d instead (--tile)", _size(image), reason, AUTO_TILE)
+        return in_tiles(image)
+
+    return in_tiles if tile else whole
+
+
+def _size(image: torch.Tensor) -> str:
+    return f"{image.shape[-1]}x{image.shape[-2]}"
+
+
+def _perceptual_metrics(names: tuple[str, ...], device: torch.device) -> dict[str, Callable]:
+    if not names:
+        return {}
+    try:
+        return perceptual_metrics(names, device)
+    except Exception as error:  # an import or a download may fail in many ways, also inside of torchvision
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--perceptual {'+'.join(names)}: piq cannot be used ({reason}): pip install -r requirements-extra.txt "
+            "beside a torch that fits its torchvision, or drop --perceptual"
+        ) from None
+
+
 def protocol(args) -> str:
     """What was measured and how, in a few words beside every printed score."""
-    inference_mode = "four quadrants" if args.chop else "whole image"
-    degraded = "" if args.degradation == "bicubic" else f"; LR degraded, {args.degradation}"
-    return f"{PROTOCOL}; {inference_mode}{', self-ensemble' if args.self_ensemble else ''}{degraded}"
+    mode = "four quadrants" if args.chop else f"tiles of {args.tile}" if args.tile else "whole image"
+    ensemble = ", self-ensemble" if args.self_ensemble else ""
+    return f"{metrics.protocol(args.metric_channel)}; LR {args.degradation}; {mode}{ensemble}"
 
 
 def evaluate_as_asked(
@@ -145,20 +221,49 @@ def evaluate_as_asked(
         if args.save_gt:
             images |= {"LR": lr} if hr is None else {"LR": lr, "HR": hr}
         for kind, pixels in images.items():
-            write_image(experiment.result_path(test_set.name, name, args.scale, kind), pixels)
+            writer.submit(write_image, experiment.result_path(test_set.name, name, args.scale, kind), pixels)
         if on_image is not None:
             on_image(name, sr, lr, hr)
 
-    return evaluate(
-        network,
-        test_set,
-        device=device,
-        rgb_range=args.rgb_range,
-        precision=args.precision,
-        chop=args.chop,
-        self_ensemble=args.self_ensemble,
-        on_image=write,
-    )
+    with Writer() as writer:
+        return evaluate(
+            network,
+            test_set,
+            device=device,
+            rgb_range=args.rgb_range,
+            precision=args.precision,
+            chop=args.chop,
+            tile=args.tile,
+            self_ensemble=args.self_ensemble,
+            channel=args.metric_channel,
+            perceptual=args.perceptual,
+            on_image=write,
+        )
+
+
+class Writer:
+    """Runs calls that write images on a few threads, so that the network need not wait for PNG's compression.
+
+    At most `waiting` images are kept; then `submit` waits. A call's error is raised by a later `submit` or at the end.
+    """
+
+    def __init__(self, threads: int = 2, waiting: int = 4):
+        self._pool, self._waiting, self._calls = ThreadPoolExecutor(threads), waiting, deque()
+
+    def submit(self, function: Callable, *args) -> None:
+        """Calls function(*args) some time soon."""
+        while self._calls and (self._calls[0].done() or len(self._calls) >= self._waiting):
+            self._calls.popleft().result()
+        self._calls.append(self._pool.submit(function, *args))
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        with self._pool:
+            if kind is None:
+                while self._calls:
+                    self._calls.popleft().result()
 
 
 def test(args, network: nn.Module, test_sets: list[TestSet], experiment: Experiment, device: torch.device) -> None:
@@ -173,8 +278,15 @@ def test(args, network: nn.Module, test_sets: list[TestSet], experiment: Experim
             log.info("%s: no ground truth to score; %s", test_set.label, facts)
             continue
         experiment.save_scores(test_set.name, scores.rows)
+        learned = "".join(f", {title} {scores.mean(title):.4f}" for title in list(scores.rows[0])[3:])
         log.info(
-            "%s: PSNR %.3f dB, SSIM %.4f (%s; %s)", test_set.label, scores.psnr, scores.ssim, protocol(args), facts
+            "%s: PSNR %.3f dB, SSIM %.4f%s (%s; %s)",
+            test_set.label,
+            scores.psnr,
+            scores.ssim,
+            learned,
+            protocol(args),
+            facts,
         )
     log.info("results are in %s", experiment.folder)
 

@@ -2,20 +2,22 @@
 
 1. The network's output is clamped to its value range, scaled to 0..255 and rounded to uint8 (`quantise`).
 2. Both images are turned to luma Y, ITU-R BT.601 in the range 16..235, not rounded (`rgb_to_y`). An image of one
-   channel is Y already.
+   channel is Y already. With `channel="rgb"` the three colours are compared instead.
 3. `scale` pixels are shaved from every border.
 4. PSNR = 10 log10(255^2 / MSE). SSIM (Wang et al. 2004) has an 11x11 Gaussian window with sigma 1.5, population
-   covariance, data range 255, and is averaged over the positions where the whole window fits.
+   covariance, data range 255, and is averaged over the positions where the whole window fits, and over the channels.
 
 All arithmetic is float64.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-PROTOCOL = "Y channel (BT.601), uint8-rounded, scale pixels shaved"
+CHANNELS = {"y": "Y channel (BT.601)", "rgb": "RGB"}
+PERCEPTUAL = ("lpips", "dists")
 
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -23,7 +25,12 @@ _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 def quantise(image: torch.Tensor, rgb_range: float = 255) -> torch.Tensor:
     """Float image in 0..`rgb_range` (any shape) -> uint8 in 0..255: clamped, rounded half to even."""
-    return (image.float() * (255 / rgb_range)).clamp(0, 255).round().to(torch.uint8)
+    out = torch.empty(image.shape, dtype=torch.uint8, device=image.device)
+    rows = -2 if image.dim() > 1 else 0
+    # In bands, so that a large image needs no second one in float32 beside it.
+    for source, target in zip(image.split(1024, rows), out.split(1024, rows), strict=True):
+        target.copy_((source.float() * (255 / rgb_range)).clamp_(0, 255).round_())
+    return out
 
 
 def rgb_to_y(image: torch.Tensor) -> torch.Tensor:
@@ -32,8 +39,15 @@ def rgb_to_y(image: torch.Tensor) -> torch.Tensor:
     return (image.double() * weights.view(3, 1, 1)).sum(dim=-3, keepdim=True) + 16
 
 
-def psnr_ssim(sr: torch.Tensor, hr: torch.Tensor, scale: int) -> tuple[float, float]:
+def protocol(channel: str) -> str:
+    """What `psnr_ssim` measures, in a few words to stand beside scores."""
+    return f"{CHANNELS[channel]}, uint8-rounded, scale pixels shaved"
+
+
+def psnr_ssim(sr: torch.Tensor, hr: torch.Tensor, scale: int, channel: str = "y") -> tuple[float, float]:
     """PSNR in dB and SSIM of `sr` against `hr`, both uint8 (C, H, W) of the same size with C = 3 or 1.
+
+    `channel` is one of `CHANNELS`.
 
     PSNR is infinite for equal images. SSIM is NaN where less than the 11x11 window is left after shaving, and so are
     both where nothing is left.
@@ -43,7 +57,7 @@ def psnr_ssim(sr: torch.Tensor, hr: torch.Tensor, scale: int) -> tuple[float, fl
     """
     if sr.shape != hr.shape:
         raise ValueError(f"images differ in shape: {tuple(sr.shape)} and {tuple(hr.shape)}")
-    if sr.shape[0] == 3:
+    if sr.shape[0] == 3 and channel == "y":
         sr, hr = rgb_to_y(sr), rgb_to_y(hr)
     sr, hr = (y[:, scale:-scale, scale:-scale].double() for y in (sr, hr))
     return psnr(sr, hr), ssim(sr, hr)
@@ -61,7 +75,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Structural similarity of two one-channel images (1, H, W) in 0..255; NaN if a side is below 11 pixels."""
+    """Structural similarity of two images (C, H, W) in 0..255, the mean over C; NaN for a side below 11 pixels."""
     if min(a.shape[-2:]) < _WINDOW:
         return math.nan
     offsets = torch.arange(_WINDOW, dtype=torch.float64, device=a.device) - _WINDOW // 2
@@ -70,10 +84,32 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
 
     # The five local averages of SSIM in one batch; the Gaussian window is separable.
     a, b = a.double(), b.double()
-    maps = torch.stack((a, b, a * a, b * b, a * b))
+    maps = torch.cat((a, b, a * a, b * b, a * b))[:, None]
     maps = F.conv2d(F.conv2d(maps, gauss.view(1, 1, -1, 1)), gauss.view(1, 1, 1, -1))
-    mean_a, mean_b, aa, bb, ab = maps
+    mean_a, mean_b, aa, bb, ab = maps.chunk(5)
     var_a, var_b, covariance = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
     luminance = (2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1)
     structure = (2 * covariance + _C2) / (var_a + var_b + _C2)
     return (luminance * structure).mean().item()
+
+
+def perceptual_metrics(names: tuple[str, ...], device: torch.device) -> dict[str, Callable]:
+    """Learned distances, lower is better: the piq package's LPIPS (VGG16; arXiv 1801.03924), DISTS (arXiv 2004.07728).
+
+    Args:
+        names: of `PERCEPTUAL`.
+
+    Returns:
+        Column title -> a function of (sr, hr), uint8 (3, H, W) on `device`, of all pixels.
+
+    Raises:
+        ImportError: if piq, or the torchvision that it needs, cannot be imported.
+        OSError: if the weights cannot be downloaded.
+    """
+    import piq  # an extra requirement, which needs torchvision
+
+    def measure(metric):
+        return lambda sr, hr: metric(sr[None] / 255, hr[None] / 255).item()
+
+    classes = {"lpips": piq.LPIPS, "dists": piq.DISTS}
+    return {name.upper(): measure(classes[name]().to(device)) for name in names}

@@ -60,7 +60,7 @@ _STRUCTURE = frozenset(
 _HARDWARE = frozenset({"cpu", "n_GPUs", "n_threads"})
 CHANGEABLE = _HARDWARE | frozenset(
     {"dir_data", "dir_demo", "dir_experiment", "vgg_weights", "ext", "epochs", "print_every"}
-    | {"save_every", "compile", "no_tensorboard", "override", "split_batch"}
+    | {"save_every", "compile", "no_tensorboard", "override", "split_batch", "tile", "perceptual"}
     | {"save", "load", "resume", "reset", "test_only", "save_models", "save_results", "save_gt"}
 )
 
@@ -252,6 +252,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="test the weights of --pre_train; recalibrated kernels are folded first")
     add("--chop", action="store_true",
         help="run an image as four overlapping quadrants: less memory, and how published scores were taken")
+    add("--tile", type=whole_number(0), default=0, metavar="PIXELS",
+        help="run an image as tiles of so many LR pixels each side, with the whole image's result in a tile's memory; 0: only where the whole image does not fit (default 0)")
+    add("--metric_channel", choices=("y", "rgb"), default="y",
+        help="what PSNR and SSIM compare: luma Y, as in publications, or RGB (default y)")
+    add("--perceptual", type=_names, default=(), metavar="A+B",
+        help="learned distances too, lpips and dists; needs requirements-extra.txt (default: none)")
     add("--self_ensemble", action="store_true",
         help="average over the eight flips and rotations of each image")
 
@@ -318,6 +324,10 @@ def _check_requests(options: Options) -> None:
         raise OptionError("--override changes a run that goes on: name the run with --load")
     if options.resume and not options.load:
         raise OptionError(f"--resume {options.resume} goes back in a run: name the run with --load")
+    if options.chop and options.tile:
+        raise OptionError(f"--chop and --tile {options.tile} are two ways to cut an image: give one of them")
+    if not set(options.perceptual) <= {"lpips", "dists"}:
+        raise OptionError(f"--perceptual {'+'.join(options.perceptual)}: there are lpips and dists")
     if options.test_only:
         if options.load:
             best = Path(options.dir_experiment, options.load, "model/model_best.pt")

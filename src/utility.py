@@ -66,6 +66,24 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def available_memory() -> int | None:
+    """Bytes of main memory that this process may still take, of the machine and of its container; None if unknown."""
+    try:
+        words = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = 1024 * int(words["MemAvailable"].split()[0])
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
+        if limit != "max":
+            kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used = int((group / "memory.current").read_text()) - int(
+                kept["inactive_file"]
+            )  # a cache of files gives way
+            free = min(free, int(limit) - used)
+        return free
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 @contextmanager
 def atomic_path(path: Path):
     """Yields a temporary path beside `path` that takes its place when the block ends well, and is removed if not."""

@@ -70,9 +70,13 @@ class CCA(nn.Module):
         # Half-precision features would overflow in the sum of squares.
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         variance, mean = torch.var_mean(wide, dim=(2, 3), correction=0, keepdim=True)
+        return x * self.attention(mean, variance).to(x.dtype)
+
+    def attention(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+        """The channels' weights in 0..1 from their statistics, all (N, C, 1, 1)."""
         # Without the epsilon the gradient of the root on a flat map is 0 * infinity = NaN.
         contrast = torch.sqrt(variance + 1e-8)
-        return x * self.conv_du((contrast + mean).to(x.dtype))
+        return self.conv_du((contrast + mean).to(self.conv_du[0].weight.dtype))
 
 
 class PMRB(nn.Module):
@@ -93,12 +97,16 @@ class PMRB(nn.Module):
         self.cca = CCA(n_feats=n_feats)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.cca(self.fused_taps(x)) + x
+
+    def fused_taps(self, x: torch.Tensor) -> torch.Tensor:
+        """The part of the block that is local: everything before the attention's global statistics."""
         out, taps = x, []
         for conv1x1, block in zip(self.conv1x1s, self.blocks, strict=True):
             taps.append(conv1x1(out))
             out = block(out)
         taps.append(self.conv3x3(out))
-        return self.cca(self.conv1x1_act(torch.cat(taps, dim=1))) + x
+        return self.conv1x1_act(torch.cat(taps, dim=1))
 
 
 class KRGN(nn.Module):
@@ -173,8 +181,11 @@ class KRGN(nn.Module):
         features = [shallow]
         for block in self.body:  # HFT
             features.append(block(features[-1]))
-        fused = self.features_fusion_module(torch.cat(features, dim=1)) + shallow  # DFF
-        return self.add_mean(self.upsampler(fused))
+        return self.tail(self.features_fusion_module[0](torch.cat(features, dim=1)), shallow)
+
+    def tail(self, fused: torch.Tensor, shallow: torch.Tensor) -> torch.Tensor:
+        """The rest of DFF after its 1x1 convolution, and UP."""
+        return self.add_mean(self.upsampler(self.features_fusion_module[1:](fused) + shallow))
 
 
 def make_model(args) -> KRGN:
