@@ -246,6 +246,13 @@ class _LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
+def peak_bytes(function: Function, *inputs: torch.Tensor) -> int:
+    """Bytes of the tensors that `function(*inputs)` makes and that live at one time, at most, without the inputs."""
+    with _LiveBytes() as counter:
+        function(*inputs)
+    return counter.peak
+
+
 @torch.inference_mode()
 def bytes_per_pixel(network: nn.Module, n_colors: int = 3) -> float:
     """Memory that the network's features need at most at one time, in bytes for each pixel of its input.
@@ -253,10 +260,6 @@ def bytes_per_pixel(network: nn.Module, n_colors: int = 3) -> float:
     Measured on two small inputs; what operators use inside themselves is not counted.
     """
     like = next(network.parameters())
-    peaks = []
-    for width in (64, 128):
-        image = torch.zeros(1, n_colors, 64, width, dtype=like.dtype, device=like.device)
-        with _LiveBytes() as counter:
-            network(image)
-        peaks.append(counter.peak)
-    return (peaks[1] - peaks[0]) / (64 * 64)
+    images = (torch.zeros(1, n_colors, 64, width, dtype=like.dtype, device=like.device) for width in (64, 128))
+    small, large = (peak_bytes(network, image) for image in images)
+    return (large - small) / (64 * 64)
