@@ -28,7 +28,7 @@ step "folding"
 "$PYTHON" export.py --pre_train ../experiment/demo/model/model_best.pt --out ../experiment/demo/export
 
 step "testing the folded file"
-"$PYTHON" main.py --test_only --pre_train ../experiment/demo/export/KRGN_x2_folded.pt --save demo_folded \
+"$PYTHON" main.py --test_only --pre_train ../experiment/demo/export/KRGN_x2.safetensors --save demo_folded \
     --data_test Photos --data_range 1-11/12-14 --save_results
 
 step "kernel matrices (Figure 4)"

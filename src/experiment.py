@@ -18,8 +18,8 @@ Everything but the log is written atomically: a killed run leaves the old file o
 
 import csv
 import io
+import logging
 import platform
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,13 +27,16 @@ from pathlib import Path
 import torch
 
 import figures
+import folded
 from errors import UserError
-from utility import load_tensors, log_to, save_tensors, write_bytes
+from utility import git_commit, load_tensors, log_to, save_tensors, write_bytes
+
+log = logging.getLogger("krgn")
 
 _MARKER = ".experiment"
 _OURS = (
     "config.txt", "config_test.txt", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf", "state.pt",
-    "scores-*.csv", "model/model_latest.pt", "model/model_best.pt", "model/model_[0-9]*.pt", "model/state_[0-9]*.pt",
+    "scores-*.csv", "model/model_latest.*", "model/model_best.*", "model/model_[0-9]*.*", "model/state_[0-9]*.pt",
     "results-*/*_x[0-9]*_[SLH]R.png", "tensorboard/events.out.tfevents.*", _MARKER,
 )  # fmt: skip
 
@@ -101,9 +104,15 @@ class Experiment:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
-    def save_model(self, checkpoint: dict, name: str) -> None:
-        """Writes a checkpoint as model/model_<name>.pt."""
-        save_tensors(self.folder / "model" / f"model_{name}.pt", checkpoint)
+    def save_model(self, checkpoint: dict, names: list[str]) -> None:
+        """Writes a checkpoint as model/model_<name>.pt for every name, and beside each its folded safetensors file."""
+        paths = [self.folder / "model" / f"model_{name}.pt" for name in names]
+        for path in paths:
+            save_tensors(path, checkpoint)
+        try:
+            folded.write(paths[0], *(path.with_suffix(".safetensors") for path in paths))
+        except UserError as error:  # the training goes on, and its checkpoint is there
+            log.warning("%s", error)
 
     def save_state(self, state: dict) -> None:
         """Writes state.pt; the last good one stays until the new one is complete."""
@@ -115,9 +124,10 @@ class Experiment:
 
     def restore_best(self, epoch: int | None) -> None:
         """Makes model_best.pt what it was when `epoch` was the best so far, after going back in the run."""
-        kept = self.folder / "model" / f"model_{epoch}.pt"
-        if kept.exists():
-            write_bytes(self.folder / "model/model_best.pt", kept.read_bytes())
+        for suffix in ("pt", "safetensors"):
+            kept = self.folder / "model" / f"model_{epoch}.{suffix}"
+            if kept.exists():
+                write_bytes(self.folder / f"model/model_best.{suffix}", kept.read_bytes())
 
     def load_state(self, epoch: int = 0) -> dict:
         """The last state, or that of an epoch.
@@ -165,20 +175,6 @@ class Experiment:
 
     def _write_text(self, name: str, text: str) -> None:
         write_bytes(self.folder / name, text.encode())
-
-
-def git_commit() -> str:
-    """The commit of this code, with "+" if files were changed since; "unknown" outside a git checkout."""
-    try:
-        said = [
-            subprocess.run(
-                ["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return said[0] + ("+" if said[1] else "")
 
 
 def _configuration(options: dict) -> str:

@@ -1,93 +1,328 @@
-"""Fold a checkpoint: training form -> a file of plain kernels with the same function, checked before it is written.
+"""From a checkpoint to files that deploy: folded, in several forms, each compared with torch before it is kept.
 
     python export.py --pre_train ../experiment/krgn_x4/model/model_best.pt --out ../experiment/krgn_x4/export
+    python export.py --check ../experiment/krgn_x4/export
 
-The folded file is a checkpoint like any other: `main.py --test_only --pre_train` takes it, and its state dict has the
-published names, so it loads strictly into code written for the published release.
+Always written: <model>_x<scale>.safetensors, which says in its metadata all it takes to rebuild the network, and
+export.json, with what was measured. `--formats` names more forms (`formats.py`). A file that misses its tolerance is
+not written.
 """
 
+import argparse
+import hashlib
+import json
 import logging
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
+import skimage
 import torch
 from torch import nn
+from tqdm import tqdm
 
+import folded
+import formats
+from data import resize
+from data.image import list_images, read_image
+from data.srdata import to_tensor
 from errors import UserError, run
+from formats import FORMATS, Runner
+from metrics import psnr_ssim, quantise
 from model import count_parameters
-from model.checkpoint import pack, rebuild, unpack
-from model.recalibration import fold
+from model.checkpoint import rebuild, unpack
 from option import Parser, whole_number
-from utility import load_tensors, save_tensors, start_log
+from utility import git_commit, load_tensors, start_log, write_bytes
 
 log = logging.getLogger("krgn")
 
-TOLERANCE = 1e-3  # of the 0-255 range: what a fold may change by rounding, far below half a gray level
+REPORT = "export.json"
+# Photographs that scikit-image ships; quantisation is calibrated on some, and every form's PSNR taken on the others.
+CALIBRATION = ("rocket", "motorcycle_left", "ihc", "brick", "grass", "gravel")
+TEST = ("astronaut", "chelsea", "coffee")
+SIDE = 192  # HR pixels of the part of each photograph that is used
 
 
 def build_parser() -> Parser:
     """The command line of this program."""
-    parser = Parser(prog="export.py", description="Fold a checkpoint into plain kernels.")
-    parser.add_argument("--pre_train", required=True, metavar="FILE", help="checkpoint to fold")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for <model>_x<scale>_folded.pt")
+    parser = Parser(prog="export.py", description="Fold a checkpoint, and write it in forms that deploy.")
+    parser.add_argument("--pre_train", metavar="FILE", help="checkpoint to fold")
+    parser.add_argument("--out", metavar="DIR", help="folder for the files")
+    parser.add_argument(
+        "--formats",
+        type=_formats,
+        default=("pt",),
+        metavar="A,B",
+        help=f"forms beside safetensors, of {', '.join(FORMATS)}, or all (default pt)",
+    )
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="HR images: every second one for the PSNR, the others to calibrate int8 (default: scikit-image's)",
+    )
     parser.add_argument(
         "--dilation", type=whole_number(1), metavar="N", help="for a bare state dict, which does not say it (default 3)"
     )
+    parser.add_argument("--check", metavar="DIR", help="compare again what is in a folder that export.py made")
     return parser
 
 
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name for name in text.split(",") if name not in ("safetensors", "")))
+    names = tuple(FORMATS) if names == ("all",) else names
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected safetensors, {', '.join(FORMATS)}, or all")
+    return names
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Folds one checkpoint; `errors.run` says how failures end."""
+    """Exports or checks; `errors.run` says how failures end."""
     args = build_parser().parse_args(argv)
     start_log()
-    checkpoint = unpack(load_tensors(Path(args.pre_train)), args.pre_train)
-    network = rebuild(checkpoint, dilation=args.dilation)
-    folded = fold(network)
-    deviation = largest_deviation(network, folded)
-    if not deviation < TOLERANCE:
-        raise UserError(
-            f"{args.pre_train}: the folded network differs by {deviation:.1e} of 255, allowed is {TOLERANCE:.0e}: "
-            "not written; the weights are damaged or far out of range"
-        )
-    model = checkpoint.facts.get("model", "KRGN")
-    path = Path(args.out) / f"{model}_x{network.hyperparameters['scale']}_folded.pt"
-    refuse_foreign(path)
-    kept = {name: checkpoint.facts[name] for name in ("epoch", "psnr") if name in checkpoint.facts}
-    was_folded = checkpoint.recalibrated or checkpoint.facts.get("folded", False)  # plain kernels had nothing to fold
-    save_tensors(path, pack(folded, model, folded=was_folded, source=str(args.pre_train), **kept))
+    if args.check:
+        check(Path(args.check))
+    elif args.pre_train and args.out:
+        export(args)
+    else:
+        raise UserError("give --pre_train FILE and --out DIR to export, or --check DIR")
+
+
+def export(args) -> None:
+    """Writes the files of one checkpoint, and the report.
+
+    Raises:
+        UserError: for files of others in the way, a wrong fold, missing packages; and, at the end, if a form missed its
+            tolerance.
+    """
+    for name in args.formats:
+        formats.require(name)
+    source, out = Path(args.pre_train), Path(args.out)
+    checkpoint = unpack(load_tensors(source), str(source))
+    trained = rebuild(checkpoint, dilation=args.dilation).eval()
+    model, scale = checkpoint.facts.get("model", "KRGN"), trained.hyperparameters["scale"]
+    stem = f"{model}_x{scale}"
+    refuse_foreign(out, stem)
+
+    target = out / f"{stem}.safetensors"
+    deviation = folded.write(source, target, dilation=args.dilation)
+    network = rebuild(unpack(load_tensors(target), str(target))).eval()
     log.info(
-        "%s: %s parameters, %s in training form; largest difference on random images %.1e of 255",
-        path,
-        f"{count_parameters(folded):,}",
+        "%s: %s parameters, %s in training form; largest difference %.1e of 255",
+        target,
         f"{count_parameters(network):,}",
+        f"{count_parameters(trained):,}",
         deviation,
     )
-
-
-def largest_deviation(network: nn.Module, folded: nn.Module) -> float:
-    """Largest absolute difference of the two networks' outputs on seeded random images, scaled to 0..255."""
-    network, folded = network.eval(), folded.eval()
-    top, colors = network.hyperparameters["rgb_range"], network.hyperparameters["n_colors"]
-    random = torch.Generator().manual_seed(0)
-    deviations = []
-    with torch.inference_mode():
-        for height, width in ((32, 32), (17, 29)):
-            image = torch.rand(2, colors, height, width, generator=random) * top
-            deviations.append((network(image) - folded(image)).abs().max().item() * 255 / top)
-    return max(deviations)
-
-
-def refuse_foreign(path: Path) -> None:
-    """UserError if `path` holds anything but a folded file, which alone may be replaced."""
-    if not path.exists():
-        return
-    try:
-        ours = "source" in unpack(load_tensors(path), str(path)).facts
-    except UserError:
-        ours = False
-    if not ours:
-        raise UserError(
-            f"{path}: exists and is no folded file of this program, so it is left alone: give another --out"
+    calibration, test = photographs(args.images, trained.hyperparameters)
+    files = {target.name: entry("safetensors", [target], {"max_error": deviation, "psnr_change": 0.0})}
+    missed = []
+    for name in tqdm(args.formats, desc="formats", disable=None, leave=False):
+        made, measured, complaint = write_format(name, network, out, stem, calibration, test)
+        if complaint:
+            missed.append(complaint)
+            log.warning("%s", complaint)
+            continue
+        files[made[0].name] = entry(name, made, measured)
+        log.info(
+            "%s: largest difference %.1e of 255, PSNR %+.4f dB on %d images",
+            made[0],
+            measured["max_error"],
+            measured["psnr_change"],
+            len(test),
         )
+    report = {
+        "source": str(source),
+        "source_sha256": digest(source),
+        "model": {"name": model, **network.hyperparameters},
+        "input": folded.describe_input(network),
+        "mean_shifts": formats.for_deployment(network)[1],
+        "opset": formats.OPSET,
+        "ncnn": "blobs in0 and out0; the files state neither range nor layout, see input",
+        "compared_at": [list(image.shape[2:]) for image in compared(network)],
+        "test_images": [f"{image.shape[3]}x{image.shape[2]} LR" for image, _ in test],
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "files": files,
+    }
+    write_bytes(out / REPORT, (json.dumps(report, indent=1) + "\n").encode())
+    log.info("%s: what was measured", out / REPORT)
+    if missed:
+        raise UserError(f"not written: {'; '.join(missed)}")
+
+
+def write_format(name: str, network: nn.Module, out: Path, stem: str, calibration: list, test: list):
+    """Writes one form into a temporary folder, compares it, and moves it to its place if it is within its tolerance.
+
+    Returns:
+        The files, what was measured, and why they were not kept, "" if they were.
+    """
+    form = FORMATS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        made = [Path(folder) / f"{stem}{suffix}" for suffix in form.suffixes]
+        form.write(network, made[0], calibration)
+        measured = measure(network, form.read(made[0], network.hyperparameters), test)
+        complaint = verdict(name, measured)
+        targets = [out / path.name for path in made]
+        if not complaint:
+            for path, target in zip(made, targets, strict=True):
+                write_bytes(target, path.read_bytes())
+    return targets, measured, f"{targets[0].name} {complaint}" if complaint else ""
+
+
+def verdict(name: str, measured: dict) -> str:
+    """What is wrong with a form's figures, "" if nothing."""
+    form = FORMATS[name]
+    if form.tolerance is not None and not measured["max_error"] < form.tolerance:
+        return f"differs by {measured['max_error']:.1e} of 255, allowed is {form.tolerance:.0e}"
+    if not measured["psnr_change"] > -form.tolerance_db:
+        return f"loses {-measured['psnr_change']:.3f} dB, allowed are {form.tolerance_db:g}"
+    return ""
+
+
+def compared(network: nn.Module) -> list[torch.Tensor]:
+    """The images of three sizes on which outputs are compared."""
+    return folded.inputs(network.hyperparameters["n_colors"], network.hyperparameters["rgb_range"])
+
+
+def measure(network: nn.Module, reader: Runner, test: list[tuple[torch.Tensor, torch.Tensor]]) -> dict:
+    """{"max_error": of the 0-255 range, "psnr": in dB, "psnr_change": against torch, in dB} of a form."""
+    top, scale = network.hyperparameters["rgb_range"], network.hyperparameters["scale"]
+    reference = formats.torch_runner(network)
+    worst = 0.0
+    for image in compared(network):
+        difference = np.abs(reader(image.numpy()) - reference(image.numpy())).max() * 255 / top
+        worst = max(worst, float(difference) if np.isfinite(difference) else float("inf"))
+    scores = []
+    for lr, hr in test:
+        image = (lr.float() * (top / 255)).numpy()
+        pair = []
+        for runner in (reader, reference):
+            sr = torch.from_numpy(np.nan_to_num(runner(image)))[0]
+            pair.append(psnr_ssim(quantise(sr, top), hr, scale)[0])
+        scores.append(pair)
+    psnr, expected = np.mean(scores, axis=0)
+    return {"max_error": worst, "psnr": round(float(psnr), 4), "psnr_change": round(float(psnr - expected), 4)}
+
+
+def photographs(folder: str | None, shape: dict):
+    """LR images to calibrate on, as the network takes them, and (lr, hr) pairs to test on, uint8.
+
+    Raises:
+        UserError: if the folder holds less than two images that are large enough.
+    """
+    if folder:
+        paths = list_images(Path(folder), nested=True) if Path(folder).is_dir() else []
+        names = paths[1::2], paths[::2]
+        if len(paths) < 2:
+            raise UserError(f"--images {folder}: holds {len(paths)} images, at least 2 are needed")
+    else:
+        shipped = Path(skimage.__file__).parent / "data"
+        names = ([next(shipped.glob(f"{name}.*")) for name in group] for group in (CALIBRATION, TEST))
+    scale, side = shape["scale"], SIDE // shape["scale"] * shape["scale"]
+    groups = []
+    for paths in names:
+        pairs = []
+        for path in paths:
+            pixels = read_image(path)
+            top, left = ((length - side) // 2 for length in pixels.shape[:2])
+            if min(top, left) < 0:
+                raise UserError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels are less than {side}: remove it")
+            hr = pixels[top : top + side, left : left + side]
+            lr = resize.downscale(hr, scale)
+            pairs.append((to_tensor(lr, shape["n_colors"])[None], to_tensor(hr, shape["n_colors"])))
+        groups.append(pairs)
+    calibration, test = groups
+    return [(lr.float() * (shape["rgb_range"] / 255)).numpy() for lr, _ in calibration], test
+
+
+def entry(name: str, paths: list[Path], measured: dict) -> dict:
+    """A file's part of the report."""
+    return {
+        "format": name,
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in paths},
+        **measured,
+    }
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that wrote and read the files."""
+    found = {}
+    for package in ("torch", "safetensors", "onnx", "onnxruntime", "onnxscript", "pnnx", "ncnn"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def refuse_foreign(out: Path, stem: str) -> None:
+    """UserError if a file in the way was not written by an earlier export."""
+    ours = read_report(out)["files"] if (out / REPORT).exists() else {}
+    known = {name for file in ours.values() for name in file["files"]}
+    suffixes = [".safetensors", *(suffix for form in FORMATS.values() for suffix in form.suffixes)]
+    for path in (out / f"{stem}{suffix}" for suffix in suffixes):
+        if path.exists() and path.name not in known:
+            raise UserError(
+                f"{path}: exists and is of no export listed in {REPORT}, so it is left alone: give another --out"
+            )
+
+
+def read_report(out: Path) -> dict:
+    """export.json of a folder; UserError if it is missing or damaged."""
+    try:
+        report = json.loads((out / REPORT).read_text())
+        report["files"].items()
+        return report
+    except FileNotFoundError:
+        raise UserError(f"{out / REPORT}: there is no such file: give a folder that export.py --out made") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{out / REPORT}: cannot be read ({error}): export again") from None
+
+
+def check(out: Path) -> None:
+    """Compares every file of an export again with the folded safetensors beside it.
+
+    Raises:
+        UserError: with all that is missing, changed or wrong.
+    """
+    report = read_report(out)
+    target = next((out / name for name, file in report["files"].items() if file["format"] == "safetensors"), None)
+    if target is None:
+        raise UserError(f"{out / REPORT}: lists no safetensors file: export again")
+    network = rebuild(unpack(load_tensors(target), str(target))).eval()
+    _, test = photographs(None, network.hyperparameters)
+    problems = []
+    for name, file in report["files"].items():
+        broken = [
+            f"{part} is {'changed' if (out / part).exists() else 'missing'}"
+            for part, facts in file["files"].items()
+            if not (out / part).exists() or digest(out / part) != facts["sha256"]
+        ]
+        problems += broken
+        if broken or file["format"] == "safetensors":
+            continue
+        formats.require(file["format"])
+        measured = measure(network, FORMATS[file["format"]].read(out / name, network.hyperparameters), test)
+        complaint = verdict(file["format"], measured)
+        problems += [f"{name} {complaint}"] if complaint else []
+        log.info(
+            "%s: largest difference %.1e of 255, PSNR %+.4f dB",
+            out / name,
+            measured["max_error"],
+            measured["psnr_change"],
+        )
+    if problems:
+        raise UserError(f"{out}: {'; '.join(problems)}: export again")
+    log.info(
+        "%s: all %d files are as they were exported", out, sum(len(file["files"]) for file in report["files"].values())
+    )
 
 
 if __name__ == "__main__":

@@ -26,14 +26,13 @@ from tqdm import tqdm
 from data import build_test_sets, resize
 from errors import UserError, run
 from evaluate import evaluate, protocol
-from experiment import git_commit
 from model import count_parameters
 from model.checkpoint import rebuild, unpack
 from model.recalibration import fold, is_recalibrated
 from model.tiling import peak_bytes
 from option import Parser, parse_args, whole_number
 from option import build_parser as training_parser
-from utility import choose_device, load_tensors, seed_everything, write_bytes
+from utility import choose_device, git_commit, load_tensors, seed_everything, write_bytes
 
 OUTPUT = (720, 1280)  # (H, W) of the SR image to which cost and speed refer, as in publications
 WARM_UP = 2

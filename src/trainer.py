@@ -342,8 +342,9 @@ class Trainer:
         elif parallel.is_main():
             weights = "raw" if self.average is None else "averaged"
             checkpoint = pack(self.shown, self.args.model, epoch=epoch, psnr=psnr, weights=weights)
-            for name in ["latest"] + ["best"] * is_best + [str(epoch)] * self.args.save_models:
-                self.experiment.save_model(checkpoint, name)
+            self.experiment.save_model(
+                checkpoint, ["latest"] + ["best"] * is_best + [str(epoch)] * self.args.save_models
+            )
             self.experiment.save_history(history)
             speed = self.epoch_batches * self.args.batch_size / max(self.seconds, 1e-9)
             board.write(epoch, row | {"patches per second": speed})

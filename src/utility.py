@@ -1,10 +1,13 @@
 """What any program of this framework needs around its work: the device, seeds, atomic files, the log."""
 
+import functools
 import io
+import json
 import logging
 import os
 import pickle
 import random
+import subprocess
 import sys
 import uuid
 import warnings
@@ -13,6 +16,7 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from tqdm import tqdm
 
@@ -84,6 +88,21 @@ def available_memory() -> int | None:
         return None
 
 
+@functools.cache
+def git_commit() -> str:
+    """The commit of this code, with "+" if files were changed since; "unknown" outside a git checkout."""
+    try:
+        said = [
+            subprocess.run(
+                ["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return said[0] + ("+" if said[1] else "")
+
+
 @contextmanager
 def atomic_path(path: Path):
     """Yields a temporary path beside `path` that takes its place when the block ends well, and is removed if not."""
@@ -122,8 +141,22 @@ def save_tensors(path: Path, content: dict) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def parse_safetensors(content: bytes) -> dict:
+    """A safetensors file in the form of this framework's checkpoints; a bare state dict if its metadata has no facts.
+
+    Raises:
+        safetensors.SafetensorError, ValueError: if it is damaged.
+    """
+    state = safetensors.torch.load(content)
+    size = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    if "facts" not in metadata:
+        return state
+    return {"format": metadata.get("format"), "facts": json.loads(metadata["facts"]), "model": state}
+
+
 def load_tensors(path: Path) -> dict:
-    """Reads a torch file of tensors and plain values onto the CPU. Nothing in the file is ever run.
+    """Reads a torch or safetensors file of tensors and plain values onto the CPU. Nothing in the file is ever run.
 
     Raises:
         UserError: if the file is missing, damaged, or holds anything but tensors and plain values.
@@ -131,6 +164,8 @@ def load_tensors(path: Path) -> dict:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickles, which load or are refused all the same
+            if path.suffix == ".safetensors":
+                return parse_safetensors(path.read_bytes())
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file: check the path") from None

@@ -23,8 +23,9 @@ LEVELS = [
     {"errors", "metrics", "option", "figures", "board"},
     {"parallel", "model", "loss", "optimisation"},
     {"utility"},
+    {"folded"},
     {"data", "experiment"},
-    {"evaluate"},
+    {"evaluate", "formats"},
     {"trainer"},
     {"main", "export", "kl", "demo", "degrade", "tabulate", "verify_resume"},
 ]

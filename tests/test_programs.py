@@ -1,25 +1,21 @@
-"""export.py, kl.py, demo.py and the pictures: against direct computation, and with wrong input."""
+"""kl.py, demo.py and the pictures: against direct computation, and with wrong input."""
 
-import copy
 import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line, program
 from PIL import Image
 from test_recalibration import randomise
 
 import demo
-import export
 import figures
 import kl
 from data.image import list_images, read_image
 from errors import UserError
 from model.checkpoint import pack
 from model.krgn import KRGN
-from model.recalibration import fold, is_recalibrated
 from utility import load_tensors, save_tensors
 
 
@@ -29,52 +25,6 @@ def trained(tmp_path):
     path = tmp_path / "model_best.pt"
     save_tensors(path, pack(randomise(KRGN(scale=3, n_feats=12, n_resgroups=2, groups=4, dilation=2)), "KRGN", epoch=7))
     return path
-
-
-# --- export ---
-
-
-def test_export_folds(trained, tmp_path, capsys):
-    export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
-    path = tmp_path / "out/KRGN_x3_folded.pt"
-    content = load_tensors(path)
-    assert content["facts"]["folded"] is True
-    assert content["facts"]["epoch"] == 7
-    assert content["facts"]["dilation"] == 2
-    # Strictly the published names and nothing more.
-    plain = KRGN(scale=3, n_feats=12, n_resgroups=2, groups=4, dilation=2, recalibrated=False)
-    plain.load_state_dict(content["model"], strict=True)
-    assert not is_recalibrated(plain)
-    assert "parameters" in capsys.readouterr().out
-    # Its own file may be written again, anybody else's may not.
-    export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
-    assert load_tensors(path)["facts"]["folded"] is True
-    path.write_text("somebody's")
-    with pytest.raises(UserError, match="left alone"):
-        export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
-    assert path.read_text() == "somebody's"
-
-
-def test_a_wrong_fold_is_not_written(trained, tmp_path, monkeypatch):
-    def forgets_the_transform(network):
-        network = copy.deepcopy(network)
-        for name, parameter in network.named_parameters():
-            if name.endswith(".transform"):
-                parameter.data.zero_()
-        return fold(network)
-
-    monkeypatch.setattr(export, "fold", forgets_the_transform)
-    with pytest.raises(UserError, match="differs"):
-        export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
-    assert not (tmp_path / "out").exists()
-
-
-def test_mistakes_of_export(trained, tmp_path):
-    assert_one_line(
-        program("export.py", "--pre_train", tmp_path / "none.pt", "--out", tmp_path), "none.pt", "no such file"
-    )
-    with pytest.raises(UserError, match="--dilation 3"):
-        export.main(["--pre_train", str(trained), "--out", str(tmp_path), "--dilation", "3"])
 
 
 # --- kl ---

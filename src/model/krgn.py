@@ -67,10 +67,15 @@ class CCA(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.attention(*self.statistics(x)).to(x.dtype)
+
+    @staticmethod
+    def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance of each channel over H and W, (N, C, 1, 1) each, float32 at least."""
         # Half-precision features would overflow in the sum of squares.
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         variance, mean = torch.var_mean(wide, dim=(2, 3), correction=0, keepdim=True)
-        return x * self.attention(mean, variance).to(x.dtype)
+        return mean, variance
 
     def attention(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         """The channels' weights in 0..1 from their statistics, all (N, C, 1, 1)."""
