@@ -52,13 +52,13 @@ def _readable(path: Path | str, content: bytes | None = None):
         ) from None
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the file's header alone.
+def read_size(path: Path | str, content: bytes | None = None) -> tuple[int, int]:
+    """(height, width) from the file's header alone; `content` as in `read_image`.
 
     Raises:
         UserError: if the file is missing or no image.
     """
-    with _readable(path) as image:
+    with _readable(path, content) as image:
         return image.height, image.width
 
 
