@@ -95,7 +95,7 @@ def recognise(name: str, paths: list[PurePosixPath], *, is_archive: bool = False
     images = []
     for path in paths:
         if path.suffix.lower() not in SUFFIXES:
-            passed_over[f"no image (*{path.suffix or path.name})"] += 1
+            passed_over[f"no images (*{path.suffix.lower() or path.name})"] += 1
         elif "bin" in path.parts[:-1]:
             passed_over["in bin/, which holds what is made of a set"] += 1
         else:
@@ -153,7 +153,7 @@ def _guess(outer: list[str], path: PurePosixPath) -> _Guess | str:
         elif found := _LR.fullmatch(role):
             is_role, lr, scale = True, True, int(found[1]) if found[1] else scale
         elif _OTHER.fullmatch(role) and (known or set_name):
-            return f"in {part}/, neither HR nor bicubic LR"
+            return f"{part}/ is neither HR nor bicubic LR"
         elif found := _SCALE.fullmatch(role):
             is_role, scale = lr is not None or known or part.lower().startswith("image"), int(found[1])
         else:
@@ -194,7 +194,7 @@ def _settle(guesses: list[_Guess], passed_over: Counter[str]) -> list[Image]:
     images = []
     for guess in settled:
         if guess.lr is None and (guess.set_name in has_hr or (guess.benchmark and guess.scale)):
-            passed_over[f"in {guess.path.parent}/, beside {guess.set_name}'s HR and LR images"] += 1
+            passed_over[f"in {guess.path.parent}/, beside the HR and LR images of {guess.set_name}"] += 1
             continue
         name = "__".join((*guess.folders, guess.stem))
         images.append(

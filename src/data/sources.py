@@ -105,14 +105,18 @@ def _damaged(reason) -> str:
 
 def _folder(path: Path) -> Source:
     members = []
-    for folder, below, names in os.walk(path):
-        below.sort()
+    for folder, below, names in os.walk(path, onerror=_raise):
+        below[:] = sorted(name for name in below if not _hidden(PurePosixPath(name)))
         for name in sorted(names):
             file = Path(folder, name)
             inside = PurePosixPath(file.relative_to(path).as_posix())
             if not _hidden(inside):
                 members.append(Member(inside, str(file), partial(_read_file, file)))
     return Source(path, path.resolve().name, members)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _read_file(path: Path) -> bytes:
