@@ -174,12 +174,15 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
                 f"{', '.join(alone[:3])}{' …' if len(alone) > 3 else ''}: prepare those too, or remove the LR images"
             )
     count, total = Counter(good), len(located.hr)
+    whole = all(count[scale] == total for scale in (None, *scales))
     log.info(
-        "%s: %s HR images%s: sizes fit, all decoded; %s",
+        "%s: %d HR images%s; %s",
         each.root,
-        total if count[None] == total else f"{count[None]} of {total}",
+        count[None],
         "".join(f", {count[scale]} pairs x{scale}" for scale in pairs),
-        f"--data_test {each.name}" if each.for_tests else f"--data_train {each.name}",
+        f"every size fits, all are decoded: main.py {'--data_test' if each.for_tests else '--data_train'} {each.name}"
+        if whole
+        else f"not complete, there are {total} HR images",
     )
     if located.in_tree and not each.for_tests and total > 800 and each.name != "DIV2K":
         log.info("%s: main.py trains on its first 800 images unless --data_range says otherwise", each.root)

@@ -15,6 +15,7 @@ Only paths are read here, in any case of letters. Names of sets are those of mai
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from os.path import commonprefix
 from pathlib import PurePosixPath
 
 from data.image import SUFFIXES
@@ -131,36 +132,43 @@ def context(parts: tuple[str, ...]) -> str:
 
 def _guess(outer: list[str], path: PurePosixPath) -> _Guess | str:
     """What one path says, read from the outermost folder inwards; a text if it is to be passed over, and why."""
-    set_name, benchmark, known, expecting = "", False, False, False
+    set_name, benchmark, known = "", False, False
     lr = scale = None
-    folders: list[str] = []
+    folders: list[str] = []  # that say nothing, since the one that named the set
+    below_benchmark = False
     for part in [*outer, *path.parts[:-1]]:
-        role = part
         if part.lower() == "benchmark":
-            expecting, folders = True, []
+            below_benchmark, folders = True, []
             continue
+        names_set, rest = True, ""  # what follows the set's name in this folder's
         if found := _KNOWN.fullmatch(part):
-            key = found[1].lower()
-            set_name, benchmark, known, folders = {**BENCHMARKS, **TRAINING}[key], key in BENCHMARKS, True, []
-            role = found[2] or ""
-        elif expecting:
-            set_name, benchmark, known, folders, role = part, True, True, [], ""
+            key, rest = found[1].lower(), found[2] or ""
+            set_name, benchmark, known = {**BENCHMARKS, **TRAINING}[key], key in BENCHMARKS, True
+        elif below_benchmark:
+            set_name, benchmark, known = part, True, True
         elif not set_name and (found := _NAMED.fullmatch(part)):
-            set_name, role, folders = found[1], found[2], []
-        expecting = False
-        if _HR.fullmatch(role):
-            is_role, lr = True, False
-        elif found := _LR.fullmatch(role):
-            is_role, lr, scale = True, True, int(found[1]) if found[1] else scale
-        elif _OTHER.fullmatch(role) and (known or set_name):
-            return f"{part}/ is neither HR nor bicubic LR"
-        elif found := _SCALE.fullmatch(role):
-            is_role, scale = lr is not None or known or part.lower().startswith("image"), int(found[1])
+            set_name, rest = found[1], found[2]
         else:
-            is_role = role != part  # the rest of a set's name, as in Set5_SR and Manga109_released
-        if is_role and not set_name and folders:  # my_set/HR
+            names_set, rest = False, part
+        below_benchmark = False
+        folders = [] if names_set else folders
+        rest = re.sub(r" ?\(\d+\)$", "", rest)  # what browsers call a second download
+
+        says_role = True
+        if _HR.fullmatch(rest):
+            lr = False
+        elif found := _LR.fullmatch(rest):
+            lr, scale = True, int(found[1]) if found[1] else scale
+        elif _OTHER.fullmatch(rest) and set_name:
+            return f"{part}/ is neither HR nor bicubic LR"
+        elif found := _SCALE.fullmatch(rest):
+            # In a folder of own images x2 may mean anything.
+            says_role, scale = known or lr is not None or rest.lower().startswith("image"), int(found[1])
+        else:
+            says_role = False
+        if says_role and not set_name and folders:  # my_set/HR
             set_name, folders = folders[-1], []
-        if not is_role:
+        if not says_role and not names_set:
             folders.append(part)
     if not set_name and folders:
         set_name, folders = folders[0], folders[1:]
@@ -191,22 +199,22 @@ def _settle(guesses: list[_Guess], passed_over: Counter[str]) -> list[Image]:
                 guess = replace(guess, stem=key[-1])
         settled.append(guess)
     has_hr = {guess.set_name for guess in settled if guess.lr is False}
-    images = []
+    used = []
     for guess in settled:
         if guess.lr is None and (guess.set_name in has_hr or (guess.benchmark and guess.scale)):
             passed_over[f"in {guess.path.parent}/, beside the HR and LR images of {guess.set_name}"] += 1
-            continue
-        name = "__".join((*guess.folders, guess.stem))
-        images.append(
-            Image(
-                guess.path,
-                guess.set_name,
-                guess.benchmark,
-                name,
-                bool(guess.lr),
-                None if guess.lr is None else guess.scale,
-            )
-        )
+        else:
+            used.append(guess)
+    folders: dict[str, list[tuple[str, ...]]] = {}
+    for guess in used:
+        folders.setdefault(guess.set_name, []).append(guess.folders)
+    images = []
+    for guess in used:
+        # Set5/images/baby.png is Set5's baby; folders count where they tell images from one another.
+        common = len(commonprefix(folders[guess.set_name])) if guess.known else 0
+        name = "__".join((*guess.folders[common:], guess.stem))
+        scale = None if guess.lr is None else guess.scale
+        images.append(Image(guess.path, guess.set_name, guess.benchmark, name, bool(guess.lr), scale))
     return images
 
 
