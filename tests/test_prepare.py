@@ -81,6 +81,7 @@ def test_which_image_a_file_is(source, path, expected):
         ("DIV2K.tar", "DIV2K/DIV2K_test_LR_bicubic/X2/0901x2.png"),
         ("Set5", "image_SRF_4/img_001_SRF_4_SRCNN.png"),
         ("RCAN.zip", "SR/BI/Set5/x4/baby_RCAN_x4.png"),
+        ("DIV2K", "X2/0001x2.png"),
         ("DIV2K", "bin/DIV2K_train_HR/0001.png"),
         ("Set5", "readme.txt"),
     ],
@@ -98,6 +99,11 @@ def test_pairs_in_one_folder_are_told_from_their_names():
     }
     found = recognised("Set5", "original/baby.png", "GTmod12/baby.png", "LRbicx2/baby.png")
     assert list(found) == ["GTmod12/baby.png", "LRbicx2/baby.png"]
+
+
+def test_folders_that_all_images_of_a_known_set_share_are_no_part_of_names():
+    found = recognised("Set14", "all/good/a.png", "all/good/old/b.png")
+    assert [name for _, _, name, _, _ in found.values()] == ["a", "old__b"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ Only paths are read here, in any case of letters. Names of sets are those of mai
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
-from os.path import commonprefix
 from pathlib import PurePosixPath
 
 from data.image import SUFFIXES
@@ -161,9 +160,8 @@ def _guess(outer: list[str], path: PurePosixPath) -> _Guess | str:
             lr, scale = True, int(found[1]) if found[1] else scale
         elif _OTHER.fullmatch(rest) and set_name:
             return f"{part}/ is neither HR nor bicubic LR"
-        elif found := _SCALE.fullmatch(rest):
-            # In a folder of own images x2 may mean anything.
-            says_role, scale = known or lr is not None or rest.lower().startswith("image"), int(found[1])
+        elif (found := _SCALE.fullmatch(rest)) and (known or lr is not None or rest.lower().startswith("image")):
+            scale = int(found[1])  # in a folder of own images x2 may mean anything
         else:
             says_role = False
         if says_role and not set_name and folders:  # my_set/HR
@@ -201,21 +199,26 @@ def _settle(guesses: list[_Guess], passed_over: Counter[str]) -> list[Image]:
     has_hr = {guess.set_name for guess in settled if guess.lr is False}
     used = []
     for guess in settled:
-        if guess.lr is None and (guess.set_name in has_hr or (guess.benchmark and guess.scale)):
+        if guess.lr is None and (guess.scale or guess.set_name in has_hr):
             passed_over[f"in {guess.path.parent}/, beside the HR and LR images of {guess.set_name}"] += 1
         else:
             used.append(guess)
-    folders: dict[str, list[tuple[str, ...]]] = {}
+    # Set5/images/baby.png is Set5's baby: in a known set, folders count where they tell images from one another.
+    common: dict[str, tuple[str, ...]] = {}
     for guess in used:
-        folders.setdefault(guess.set_name, []).append(guess.folders)
+        common[guess.set_name] = _common(common.get(guess.set_name, guess.folders), guess.folders)
     images = []
     for guess in used:
-        # Set5/images/baby.png is Set5's baby; folders count where they tell images from one another.
-        common = len(commonprefix(folders[guess.set_name])) if guess.known else 0
-        name = "__".join((*guess.folders[common:], guess.stem))
-        scale = None if guess.lr is None else guess.scale
-        images.append(Image(guess.path, guess.set_name, guess.benchmark, name, bool(guess.lr), scale))
+        folders = guess.folders[len(common[guess.set_name]) :] if guess.known else guess.folders
+        name = "__".join((*folders, guess.stem))
+        images.append(Image(guess.path, guess.set_name, guess.benchmark, name, bool(guess.lr), guess.scale))
     return images
+
+
+def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    """What two paths begin with."""
+    same = [a == b for a, b in zip(one, other, strict=False)]
+    return one[: same.index(False)] if False in same else one[: len(same)]
 
 
 def _paired(guess: _Guess) -> tuple | None:
