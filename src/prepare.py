@@ -72,10 +72,11 @@ def main(argv: list[str] | None = None) -> None:
     start_log()
     if args.n_threads > 1:
         torch.set_num_threads(1)  # the images are what runs in parallel
-    sources = [open_source(Path(path)) for path in args.sources]
+    dir_data = Path(args.dir_data)
+    sources = [open_source(path) for given in args.sources for path in expanded(Path(given), dir_data)]
     problems: list[str] = []
     for_tests = args.benchmark if args.benchmark or args.train else None
-    targets, sets = plan(sources, Path(args.dir_data), name=args.name, for_tests=for_tests, problems=problems)
+    targets, sets = plan(sources, dir_data, name=args.name, for_tests=for_tests, problems=problems)
     # A compressed tar file can only be read from its beginning to its end.
     n_threads = 1 if any(source.sequential for source in sources) else args.n_threads
     copy_all(targets, n_threads=n_threads, dry_run=args.dry_run, problems=problems)
@@ -96,6 +97,14 @@ def main(argv: list[str] | None = None) -> None:
             f"{len(problems)} {'things are' if len(problems) > 1 else 'thing is'} wrong, named above: "
             "mend that and give the same command again"
         )
+
+
+def expanded(source: Path, dir_data: Path) -> list[Path]:
+    """The source itself, or each of the sets in it if it is --dir_data, whose folders are sets and no set's parts."""
+    if not (source.is_dir() and dir_data.is_dir() and source.samefile(dir_data)):
+        return [source]
+    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and files.list_images(path, nested=True)]
+    return folders or [source]
 
 
 def preview(each: Set, targets: list[Target], scales: tuple[int, ...]) -> None:
@@ -162,8 +171,9 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
     try:
         files.for_each(finish, list(range(len(located.hr))), n_threads=n_threads, title=each.name)
     except OSError as error:
+        path = Path(error.filename or each.root)
         raise UserError(
-            f"{error.filename or each.root}: cannot be written ({error.strerror}): free the disk, change its "
+            f"{path.parent if path.suffix == '.tmp' else path}: cannot be written ({error.strerror}): free the disk, change its "
             "permissions or name another folder with --dir_data, and give the same command again"
         ) from None
     for scale in pairs:

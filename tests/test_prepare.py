@@ -296,7 +296,7 @@ def test_sets_that_lie_there_already_are_completed_where_they_are(tmp_path, crop
         "Tree/Tree_LR_bicubic/X2/cx2.png",
         "benchmark/Set5/LR_bicubic/X2/dx2.png",
     }
-    run_prepare(dataset, dataset / "Own", dataset / "Tree", dataset / "benchmark", "--scale", "2")
+    run_prepare(dataset, dataset, "--scale", "2")  # all of them
     assert tree(dataset) == after
     assert {name: after[name] for name in before} == before
 
@@ -473,6 +473,7 @@ def special_tar(path: Path, image: bytes, kind: bytes) -> None:
         (lambda path, image: special_tar(path, image, tarfile.SYMTYPE), ("Set5/b.png", "link")),
         (lambda path, image: special_tar(path, image, tarfile.LNKTYPE), ("Set5/b.png", "link")),
         (lambda path, image: special_tar(path, image, tarfile.CHRTYPE), ("Set5/b.png", "device")),
+        (lambda path, image: make_tar(path, {"Set5/\udcff.png": image}), ("is no text", "rename")),
         (lambda path, image: path.write_bytes(b"no archive"), (".zip, .tar",)),
         (lambda path, image: path.write_bytes(b""), (".zip, .tar",)),
         (lambda path, image: cut(make_zip(path, {"a.png": image})), ("damaged", "download it again")),

@@ -79,7 +79,7 @@ def lr_images(lr_folder: Path) -> dict[tuple[int, str], Path]:
     found = {}
     for path in sorted(lr_folder.glob("X[2-9]/*")):
         scale = int(path.parent.name[1:])
-        if path.suffix.lower() in files.SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in files.SUFFIXES and path.stem.endswith(f"x{scale}") and path.name[0] != ".":
             found[scale, path.stem.removesuffix(f"x{scale}")] = path
     return found
 

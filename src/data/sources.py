@@ -5,6 +5,7 @@ Nothing is ever unpacked: a member is read as bytes, and whoever reads it decide
 member that points outside its folder, or is a link or a device, is refused whole.
 """
 
+import lzma
 import os
 import re
 import stat
@@ -20,7 +21,16 @@ from pathlib import Path, PurePosixPath
 from errors import UserError
 
 LARGEST = 1 << 30  # bytes of one image: more is a damaged header or a file made to fill the memory
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+_BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,7 @@ class Member:
         except MemoryError:
             raise
         except _BROKEN as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{self.label}: cannot be read ({reason}): download or copy it again") from None
+            raise UserError(f"{self.label}: cannot be read ({_reason(error)}): download or copy it again") from None
         if len(content) > LARGEST:
             raise UserError(f"{self.label}: is larger than {LARGEST >> 30} GiB, which no image is: remove it")
         return content
@@ -78,8 +87,16 @@ def open_source(path: Path) -> Source:
         UserError: if there is nothing at `path`, if it is neither a folder nor an archive, if it is damaged, or if a
             member points outside of it or is no plain file.
     """
-    if path.is_dir():
-        return _folder(path)
+    source = _folder(path) if path.is_dir() else _archive(path)
+    for member in source.members:
+        try:
+            member.label.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{path}: the name of a file in it is no text, {member.label!r}: rename the file") from None
+    return source
+
+
+def _archive(path: Path) -> Source:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file or folder: check the path")
     try:
@@ -88,9 +105,10 @@ def open_source(path: Path) -> Source:
         if tarfile.is_tarfile(path):
             return _tar(path)
     except _BROKEN as error:
-        raise UserError(f"{path}: {_damaged(error)}") from None
-    head = path.open("rb").read(4)
-    if head[:2] in (b"PK", b"\x1f\x8b"):
+        raise UserError(f"{path}: {_damaged(_reason(error))}") from None
+    with open(path, "rb") as file:
+        head = file.read(2)
+    if head in (b"PK", b"\x1f\x8b"):
         raise UserError(f"{path}: {_damaged('its end or its beginning is missing')}")
     raise UserError(
         f"{path}: is neither a folder nor an archive that can be read here, expected .zip, .tar, .tar.gz or .tgz: "
@@ -98,9 +116,13 @@ def open_source(path: Path) -> Source:
     )
 
 
-def _damaged(reason) -> str:
-    first = (str(reason).splitlines() or ["it is cut off"])[0]
-    return f"the archive is damaged or not whole ({first}): download it again"
+def _damaged(reason: str) -> str:
+    return f"the archive is damaged or not whole ({reason}): download it again"
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the file's name, which is said already."""
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _folder(path: Path) -> Source:
@@ -110,7 +132,8 @@ def _folder(path: Path) -> Source:
         for name in sorted(names):
             file = Path(folder, name)
             inside = PurePosixPath(file.relative_to(path).as_posix())
-            if not _hidden(inside):
+            # A broken link is kept, to be named; a pipe would be waited for.
+            if not _hidden(inside) and (file.is_file() or file.is_symlink()):
                 members.append(Member(inside, str(file), partial(_read_file, file)))
     return Source(path, path.resolve().name, members)
 
