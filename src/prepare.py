@@ -172,8 +172,9 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
         files.for_each(finish, list(range(len(located.hr))), n_threads=n_threads, title=each.name)
     except OSError as error:
         path = Path(error.filename or each.root)
+        path = path.parent if path.suffix == ".tmp" else path
         raise UserError(
-            f"{path.parent if path.suffix == '.tmp' else path}: cannot be written ({error.strerror}): free the disk, change its "
+            f"{path}: cannot be written ({error.strerror}): free the disk, change its "
             "permissions or name another folder with --dir_data, and give the same command again"
         ) from None
     for scale in pairs:

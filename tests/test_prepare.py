@@ -370,19 +370,9 @@ def test_a_dry_run_prints_what_a_run_then_does(tmp_path, crops, capsys):
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_goes_on(tmp_path, photo, signum):
     """Stopped while it makes LR images, then started again: the tree is that of a run that was left alone."""
-    hr = {f"{k:02}.png": encoded(photo[k : k + 200, k : k + 300]) for k in range(40)}
+    hr = {f"{k:02}.png": encoded(photo[k : k + 200, k : k + 300]) for k in range(30)}
     source, dataset = make_zip(tmp_path / "Set5.zip", hr), tmp_path / "dataset"
-    command = [
-        sys.executable,
-        "prepare.py",
-        "--dir_data",
-        str(dataset),
-        "--scale",
-        "2",
-        "--n_threads",
-        "2",
-        str(source),
-    ]
+    command = [sys.executable, "prepare.py", "--dir_data", str(dataset), "--n_threads", "1", str(source)]
     process = subprocess.Popen(command, cwd=SRC, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     made = dataset / "benchmark/Set5/LR_bicubic/X2"
     deadline = time.monotonic() + 60
@@ -393,11 +383,11 @@ def test_a_stopped_run_goes_on(tmp_path, photo, signum):
     process.send_signal(signum)
     assert process.wait(60) == (130 if signum == signal.SIGINT else -signum)
     kept = {path: path.stat().st_mtime_ns for path in list_images(dataset, nested=True)}
-    assert 40 < len(kept) < 80
+    assert 30 < len(kept) < 120
     for path in kept:
         read_image(path)
-    run_prepare(dataset, source, "--scale", "2")
-    run_prepare(tmp_path / "alone", source, "--scale", "2")
+    run_prepare(dataset, source)
+    run_prepare(tmp_path / "alone", source)
     whole = {name: content for name, content in tree(dataset).items() if not name.endswith(".tmp")}
     assert whole == tree(tmp_path / "alone")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
