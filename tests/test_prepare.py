@@ -235,19 +235,19 @@ def test_a_plain_folder_keeps_its_formats(tmp_path, crops):
 
 
 def test_hr_images_that_come_cropped_with_each_scale(tmp_path, crops):
-    """61x67 pixels are published as 60x66, 60x66 and 60x64; the largest is taken, whichever comes first."""
-    files = {}
+    """60x63 pixels are published as 60x62, 60x63 and 60x60; the largest is taken, which does not come first."""
+    files, whole = {}, crops[5][:60, :63]
     for scale in (4, 3, 2):
-        height, width = (side // scale * scale for side in crops[5].shape[:2])
+        height, width = (side // scale * scale for side in whole.shape[:2])
         stem = f"image_SRF_{scale}/img_001_SRF_{scale}_"
         files |= {
-            f"{stem}HR.png": encoded(crops[5][:height, :width]),
-            f"{stem}LR.png": encoded(resize.downscale(crops[5], scale)),
+            f"{stem}HR.png": encoded(whole[:height, :width]),
+            f"{stem}LR.png": encoded(resize.downscale(whole, scale)),
             f"{stem}bicubic.png": b"not looked at",
         }
     run_prepare(tmp_path / "dataset", make_folder(tmp_path / "Urban100", files))
     root = tmp_path / "dataset/benchmark/Urban100"
-    assert np.array_equal(read_image(root / "HR/img_001.png"), crops[5][:60, :66])
+    assert np.array_equal(read_image(root / "HR/img_001.png"), whole)
     assert [len(list_images(root / f"LR_bicubic/X{scale}")) for scale in (2, 3, 4)] == [1, 1, 1]
     # The same once more changes nothing; an HR image of the same name that is no crop of it is named.
     run_prepare(tmp_path / "dataset", tmp_path / "Urban100")
@@ -270,9 +270,14 @@ def test_own_images_become_a_training_set(tmp_path, crops, capsys):
 def test_scales_of_pairs_are_measured_where_no_name_says_them(tmp_path, crops, capsys):
     files = {"cat_HR.png": encoded(crops[0]), "cat_LR.png": encoded(crops[0][::3, ::3][:, :21])}
     files |= {"dog_HR.png": encoded(crops[1]), "dog_LR.png": encoded(crops[1][:41, :41])}
-    with pytest.raises(UserError, match="1 thing is wrong"):
+    files |= {"owl_HR.png": encoded(crops[1][:20]), "owl_LR.png": encoded(crops[1])}
+    files |= {"fox_HR.png": encoded(crops[1]), "fox_LR.png": encoded(crops[1])}
+    with pytest.raises(UserError, match="3 things are wrong"):
         run_prepare(tmp_path / "dataset", make_folder(tmp_path / "mine", files), "--scale", "2")
-    assert "dog_LR.png: 41x41 pixels are no whole fraction of its HR image's 64x60" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "dog_LR.png: 41x41 pixels are no whole fraction of its HR image's 64x60" in out
+    assert "owl_LR.png: 64x60 pixels are no whole fraction of its HR image's 64x20" in out
+    assert "fox_LR.png: 64x60 pixels are no whole fraction of its HR image's 64x60" in out
     assert [path.name for path in list_images(tmp_path / "dataset/mine/mine_train_LR_bicubic/X3")] == ["catx3.png"]
 
 
@@ -326,13 +331,18 @@ def test_the_same_pixels_in_another_file_are_the_same_image(tmp_path, crops):
 
 
 def test_other_content_is_named_and_nothing_overwritten(tmp_path, crops, capsys):
-    dataset = make_folder(tmp_path / "dataset", {"benchmark/Set5/HR/a.bmp": encoded(crops[0], "BMP")})
-    source = make_folder(tmp_path / "Set5", {"a.png": encoded(crops[1]), "b.png": encoded(crops[2])})
-    with pytest.raises(UserError, match="1 thing is wrong"):
+    there = {f"benchmark/Set5/HR/{name}.bmp": encoded(crops[0], "BMP") for name in "ac"}
+    dataset = make_folder(tmp_path / "dataset", there)
+    new = {"a.png": encoded(crops[1]), "b.png": encoded(crops[2]), "c.png": encoded(crops[0][:50])}
+    source = make_folder(tmp_path / "Set5", new)
+    with pytest.raises(UserError, match="2 things are wrong"):
         run_prepare(dataset, source, "--scale", "2")
-    assert f"{source / 'a.png'}: differs from {dataset / 'benchmark/Set5/HR/a.bmp'}" in capsys.readouterr().out
-    assert np.array_equal(read_image(dataset / "benchmark/Set5/HR/a.bmp"), crops[0])
-    assert [path.name for path in list_images(dataset / "benchmark/Set5/HR")] == ["a.bmp", "b.png"]
+    out = capsys.readouterr().out
+    for name in "ac":
+        path = dataset / f"benchmark/Set5/HR/{name}.bmp"
+        assert f"{source / name}.png: differs from {path}" in out
+        assert path.read_bytes() == there[f"benchmark/Set5/HR/{name}.bmp"]
+    assert [path.name for path in list_images(dataset / "benchmark/Set5/HR")] == ["a.bmp", "b.png", "c.bmp"]
 
 
 def test_lr_images_may_come_first(tmp_path, crops, capsys):
