@@ -14,6 +14,7 @@ import degrade
 import demo
 import export
 import kl
+import prepare
 import tabulate
 import verify_resume
 from option import build_parser
@@ -27,7 +28,7 @@ LEVELS = [
     {"data", "experiment"},
     {"evaluate", "formats"},
     {"trainer"},
-    {"main", "export", "kl", "demo", "degrade", "tabulate", "verify_resume"},
+    {"main", "export", "kl", "demo", "degrade", "prepare", "tabulate", "verify_resume"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(SRC.rglob("*.py"))
@@ -96,6 +97,7 @@ PARSERS = {
     "demo.py": demo.build_parser,
     "degrade.py": degrade.build_parser,
     "tabulate.py": tabulate.build_parser,
+    "prepare.py": prepare.build_parser,
     "verify_resume.py": verify_resume.build_parser,
 }
 PROGRAM_LINES = [line for line in commands() if any(name in line for name in PARSERS)]

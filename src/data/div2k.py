@@ -31,11 +31,18 @@ def locate(root: Path) -> Located:
         UserError: if there is no such folder, or no images in it.
     """
     names = [f"{root.name}_train_HR", "DIV2K_train_HR", f"{root.name}_HR", "HR"]
-    for name in dict.fromkeys(names):
+    lr_folders = [root / (name.removesuffix("HR") + "LR_bicubic") for name in names]
+    for name, lr_folder in zip(names, lr_folders, strict=True):
         if (root / name).is_dir():
-            return Located(files_of(root / name), root / (name.removesuffix("HR") + "LR_bicubic"), root / name)
+            return Located(files_of(root / name), lr_folder, root / name)
     made = root / "bin"  # what this program makes of a set lies there, the LR images of such a folder too
-    own = [path for path in files.list_images(root, nested=True) if made not in path.parents] if root.is_dir() else []
+    # LR images that wait for their HR images are no HR images of a folder's own.
+    apart = {made, *lr_folders}
+    own = (
+        [path for path in files.list_images(root, nested=True) if apart.isdisjoint(path.parents)]
+        if root.is_dir()
+        else []
+    )
     if own:
         return Located(own, made / "LR_bicubic", root, in_tree=False)
     found = "no images" if root.is_dir() else "nothing"

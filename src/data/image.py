@@ -8,6 +8,7 @@ Every image becomes uint8 (H, W, C), C = 1 (gray) or 3 (RGB):
 - the EXIF orientation is ignored; of several frames the first is taken.
 """
 
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,10 +34,10 @@ def list_images(folder: Path, *, nested: bool = False) -> list[Path]:
 
 
 @contextmanager
-def _readable(path: Path):
+def _readable(path: Path | str, content: bytes | None = None):
     """Opens `path` with Pillow; whatever Pillow says about a broken file becomes one line that names it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             yield image
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such image") from None
@@ -51,23 +52,26 @@ def _readable(path: Path):
         ) from None
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the file's header alone.
+def read_size(path: Path | str, content: bytes | None = None) -> tuple[int, int]:
+    """(height, width) from the file's header alone; `content` as in `read_image`.
 
     Raises:
         UserError: if the file is missing or no image.
     """
-    with _readable(path) as image:
+    with _readable(path, content) as image:
         return image.height, image.width
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path | str, content: bytes | None = None) -> np.ndarray:
     """Decodes an image file into uint8 (H, W, C) as this module's docstring says.
+
+    Args:
+        content: the file's bytes, of a member of an archive; `path` then only names it in errors.
 
     Raises:
         UserError: if the file is missing, broken, or holds floating-point values.
     """
-    with _readable(path) as image:
+    with _readable(path, content) as image:
         if image.mode == "F":
             raise ValueError("floating-point pixels, expected 8 or 16 bits")
         if image.mode.startswith("I"):

@@ -48,57 +48,84 @@ class ImageSet:
         return files.open_cached(files.cache_path(self.cache_root, path))
 
 
-def pair_up(hr_paths: list[Path], lr_folder: Path, scale: int, n_threads: int, base: Path | None = None) -> list[Pair]:
-    """Pairs HR images `name.png` with `lr_folder`/X4/`namex4.png`, checks their sizes, and makes missing LR images.
+def name_of(hr: Path, base: Path | None = None) -> str:
+    """The name of an HR image: base/a/b.png is called a__b. Without `base` it is the file's name alone."""
+    return "__".join(hr.relative_to(base or hr.parent).with_suffix("").parts)
 
-    LR images that are missing are made from HR with MATLAB's bicubic recipe (`resize`), once, with a line in the log.
+
+def match(hr_paths: list[Path], lr_folder: Path, scale: int, base: Path | None = None) -> list[Pair]:
+    """Pairs HR images `name.png` with `lr_folder`/X4/`namex4.png`, whether that is there or still to be made.
 
     Args:
-        base: the folder where names begin, for nested images: base/a/b.png is called a__b. None: the file's name alone.
+        base: the folder where names begin, for nested images; see `name_of`.
 
     Raises:
-        UserError: for a pair whose sizes do not fit, an unreadable file, or an LR folder that cannot be written.
+        UserError: for two HR images of one name.
     """
     folder = lr_folder / f"X{scale}"
     there = {path.stem: path for path in files.list_images(folder)} if folder.is_dir() else {}
     pairs = []
     for path in hr_paths:
-        name = "__".join(path.relative_to(base or path.parent).with_suffix("").parts)
+        name = name_of(path, base)
         lr_name = f"{name}x{scale}"
         pairs.append(Pair(name, there.get(lr_name, folder / f"{lr_name}.png"), path))
     for before, after in pairwise(sorted(pairs, key=lambda pair: pair.name)):
         if before.name == after.name:
             raise UserError(f"{before.hr} and {after.hr} have one name: rename or remove one of them")
+    return pairs
 
+
+def make_lr(pair: Pair, pixels: np.ndarray, scale: int) -> None:
+    """Writes the pair's LR image, made of HR's `pixels` (H, W, C) with MATLAB's bicubic recipe (`resize`).
+
+    Raises:
+        UserError: if HR is smaller than one LR pixel.
+    """
+    if min(pixels.shape[:2]) < scale:
+        raise UserError(f"{pair.hr}: {_size(pixels.shape)} pixels are too few for x{scale}: remove the image")
+    files.write_png(pair.lr, resize.downscale(pixels, scale))
+
+
+def checked(pair: Pair, scale: int) -> Pair:
+    """The pair with its size.
+
+    Raises:
+        UserError: if the sizes of LR and HR do not fit, or a file is unreadable.
+    """
+    height, width = files.read_size(pair.hr)
+    lr_size = files.read_size(pair.lr)
+    if lr_size != (height // scale, width // scale):
+        raise UserError(
+            f"{pair.lr}: {_size(lr_size)} pixels do not fit {pair.hr.name}'s {_size((height, width))} at x{scale}: "
+            f"expected {_size((height // scale, width // scale))}; remove the LR image to have it made from HR"
+        )
+    return replace(pair, size=(height, width))
+
+
+def pair_up(hr_paths: list[Path], lr_folder: Path, scale: int, n_threads: int, base: Path | None = None) -> list[Pair]:
+    """Pairs of LR and HR images (`match`), whose sizes fit. Missing LR images are made, once, with a line in the log.
+
+    Raises:
+        UserError: for a pair whose sizes do not fit, an unreadable file, or an LR folder that cannot be written.
+    """
+    folder = lr_folder / f"X{scale}"
+    pairs = match(hr_paths, lr_folder, scale, base)
     missing = [pair for pair in pairs if not pair.lr.exists()]
     if missing:
         log.info("%s: making %d missing LR images (MATLAB bicubic, x%d) from HR", folder, len(missing), scale)
-
-        def make(pair: Pair) -> None:
-            pixels = files.read_image(pair.hr)
-            if min(pixels.shape[:2]) < scale:
-                raise UserError(f"{pair.hr}: {_size(pixels.shape)} pixels are too few for x{scale}: remove the image")
-            files.write_png(pair.lr, resize.downscale(pixels, scale))
-
         try:
-            files.for_each(make, missing, n_threads=n_threads, title=f"LR x{scale}")
+            files.for_each(
+                lambda pair: make_lr(pair, files.read_image(pair.hr), scale),
+                missing,
+                n_threads=n_threads,
+                title=f"LR x{scale}",
+            )
         except OSError as error:
             raise UserError(
                 f"{folder}: cannot write LR images ({error.strerror}): copy the set to a disk that can be written "
                 "and name it with --dir_data, or put the LR images there"
             ) from None
-
-    sized = []
-    for pair in pairs:
-        height, width = files.read_size(pair.hr)
-        sized.append(replace(pair, size=(height, width)))
-        lr_size = files.read_size(pair.lr)
-        if lr_size != (height // scale, width // scale):
-            raise UserError(
-                f"{pair.lr}: {_size(lr_size)} pixels do not fit {pair.hr.name}'s {_size((height, width))} at x{scale}: "
-                f"expected {_size((height // scale, width // scale))}; remove the LR image to have it made from HR"
-            )
-    return sized
+    return [checked(pair, scale) for pair in pairs]
 
 
 def cached(image_set: ImageSet, root: Path, *, reset: bool, n_threads: int) -> ImageSet:

@@ -1,0 +1,257 @@
+"""Images of downloads, copied to their places in the tree: which file becomes which image, and what is there already.
+
+    plan      files of sources, recognised by `layouts` -> one `Target` for each image of the tree
+    copy_all  each target's file is read, compared with what is there, and written where nothing is
+
+Nothing is overwritten. What is wrong with single files is collected as text and never stops the other files.
+"""
+
+import logging
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from data import benchmark, div2k, layouts
+from data import image as files
+from data.sources import Member, Source
+from data.srdata import name_of
+from errors import UserError
+from utility import write_bytes
+
+log = logging.getLogger("krgn")
+
+
+@dataclass(frozen=True)
+class Set:
+    """A set's place in the tree, and the images that it has already: name -> file, and for LR (scale, name) -> file."""
+
+    name: str
+    for_tests: bool
+    root: Path
+    hr_folder: Path
+    lr_folder: Path
+    hr: dict[str, Path]
+    lr: dict[tuple[int, str], Path]
+
+
+@dataclass
+class Target:
+    """One image of the tree, and the files that are to become it: one as a rule, several if HR comes with each scale.
+
+    Args:
+        path: of the file; without suffix as long as there is none.
+        present: whether it was there before.
+        each, name: the set, and the image's name in it.
+        scale: of an LR image, None for HR.
+        origin: the file it was copied from, or would have been in a dry run; None if it was not.
+    """
+
+    path: Path
+    present: bool
+    each: Set
+    name: str
+    scale: int | None
+    candidates: list[tuple[Member, layouts.Image]] = field(default_factory=list)
+    origin: Member | None = None
+
+
+def locate(root: Path, for_tests: bool) -> div2k.Located:
+    """The files of a set, as main.py finds them."""
+    return benchmark.locate(root) if for_tests else div2k.locate(root)
+
+
+def place(dir_data: Path, name: str, for_tests: bool) -> Set:
+    """Where the set lies or is to lie. A folder that main.py reads already keeps its shape."""
+    root = dir_data / "benchmark" / name if for_tests else dir_data / name
+    try:
+        located = locate(root, for_tests)
+        hr_folder, lr_folder = located.base, located.lr_folder
+        hr = {name_of(path, located.base): path for path in located.hr}
+    except UserError:  # nothing there yet
+        stem = "" if for_tests else f"{name}_train_"
+        hr_folder, lr_folder, hr = root / f"{stem}HR", root / f"{stem}LR_bicubic", {}
+    return Set(name, for_tests, root, hr_folder, lr_folder, hr, lr_images(lr_folder))
+
+
+def lr_images(lr_folder: Path) -> dict[tuple[int, str], Path]:
+    """(scale, name) -> file, in the folders X2, X3, …"""
+    found = {}
+    for path in sorted(lr_folder.glob("X[2-9]/*")):
+        scale = int(path.parent.name[1:])
+        if path.suffix.lower() in files.SUFFIXES and path.stem.endswith(f"x{scale}") and path.name[0] != ".":
+            found[scale, path.stem.removesuffix(f"x{scale}")] = path
+    return found
+
+
+def plan(
+    sources: list[Source], dir_data: Path, *, name: str | None, for_tests: bool | None, problems: list[str]
+) -> tuple[list[Target], list[Set]]:
+    """Every image's place in the tree, with a line in the log for what each source holds.
+
+    Args:
+        name, for_tests: of the set, where the user knows better than the names of folders; None if not.
+        problems: what is wrong with single files is added here.
+
+    Raises:
+        UserError: for a source without images, or whose set has no name that main.py could be given.
+    """
+    found = [pair for source in sources for pair in recognised(source, name, for_tests)]
+    sets = {key: place(dir_data, *key) for key in dict.fromkeys(_set_of(image) for _, image in found)}
+    if name and len(sets) > 1:
+        raise UserError(f"--name {name}: SOURCE holds sets to train on and to test on: add --benchmark or --train")
+    hr = {(*_set_of(image), image.name): member for member, image in found if not image.lr}
+    targets: dict[tuple, Target] = {}
+    for member, image in found:
+        each, scale = sets[_set_of(image)], None
+        if image.lr:
+            try:
+                scale = image.scale or measured_scale(member, each, image.name, hr.get((*_set_of(image), image.name)))
+            except UserError as error:
+                problems.append(str(error))
+                continue
+        key = (each.root, scale, image.name)
+        if key not in targets:
+            there = each.lr.get((scale, image.name)) if scale else each.hr.get(image.name)
+            new = each.lr_folder / f"X{scale}" / f"{image.name}x{scale}" if scale else each.hr_folder / image.name
+            targets[key] = Target(there or new, there is not None, each, image.name, scale)
+        targets[key].candidates.append((member, image))
+    return list(targets.values()), list(sets.values())
+
+
+def _set_of(image: layouts.Image) -> tuple[str, bool]:
+    return image.set_name, image.benchmark
+
+
+def recognised(source: Source, name: str | None, for_tests: bool | None) -> list[tuple[Member, layouts.Image]]:
+    """The images of a source, under the name and of the kind that the user wants, with lines in the log."""
+    called = source.name if source.is_archive else layouts.context(source.path.resolve().parts[1:])
+    members = {member.path: member for member in source.members}
+    images, passed_over = layouts.recognise(called, list(members), is_archive=source.is_archive)
+    if not images:
+        counts = (
+            "; ".join(f"{count} files: {reason}" for reason, count in passed_over.most_common(3)) or "no file at all"
+        )
+        raise UserError(
+            f"{source.path}: holds no HR and no bicubic LR images ({counts}): give the folder or archive of the images"
+        )
+    names = sorted({image.set_name for image in images})
+    if name and len(names) > 1:
+        raise UserError(
+            f"--name {name}: {source.path} holds {len(names)} sets, {' and '.join(names)}: "
+            "give the folder of one of them, or drop --name"
+        )
+    wanted = [
+        replace(
+            image,
+            set_name=name or image.set_name,
+            benchmark=image.benchmark if for_tests is None else for_tests,
+        )
+        for image in images
+    ]
+    for (set_name, is_test_set, lr), count in Counter((*_set_of(image), image.lr) for image in wanted).items():
+        if not is_name(set_name):
+            raise UserError(
+                f"{source.path}: what is in it needs a name that --data_train can be given, "
+                f"not {set_name!r}: add --name NAME"
+            )
+        kind = "to test on" if is_test_set else "to train on"
+        log.info("%s: %d %s images of %s, %s", source.path, count, "LR" if lr else "HR", set_name, kind)
+    for reason, count in passed_over.items():
+        log.info("%s: %d files passed over: %s", source.path, count, reason)
+    return [(members[image.path], image) for image in wanted]
+
+
+def measured_scale(lr: Member, each: Set, name: str, hr: Member | None) -> int:
+    """The scale of an LR image whose path does not say it, from its size and that of its HR image.
+
+    Raises:
+        UserError: if there is no HR image, or no scale fits.
+    """
+    if hr is None and name not in each.hr:
+        raise UserError(f"{lr.label}: is an LR image, but not said of which scale: put it in a folder X2, X3 or X4")
+    height, width = files.read_size(lr.label, lr.read())
+    size = files.read_size(hr.label, hr.read()) if hr else files.read_size(each.hr[name])
+    scale = round(size[0] / height)
+    if scale < 2 or (size[0] // scale, size[1] // scale) != (height, width):
+        raise UserError(
+            f"{lr.label}: {width}x{height} pixels are no whole fraction of its HR image's {size[1]}x{size[0]}: "
+            "leave it out, and it is made from HR"
+        )
+    return scale
+
+
+def copy_all(targets: list[Target], *, n_threads: int, dry_run: bool, problems: list[str]) -> None:
+    """Copies what is not there yet, or in a dry run says so. What cannot be used is added to `problems` and left out.
+
+    Raises:
+        UserError: if a file cannot be written.
+    """
+
+    def settle(target: Target) -> None:
+        chosen = choose(target, problems)
+        if chosen is None:
+            return
+        member, content = chosen
+        path = target.path.with_name(target.path.name + member.path.suffix.lower())
+        if (
+            path.exists()
+        ):  # written by somebody else meanwhile, or of a name that differs in case where that is no other
+            problems.append(f"{member.label}: {path} is there, of another name or origin: rename one of the two")
+            return
+        if not dry_run:
+            write_bytes(path, content)
+        target.path, target.origin = path, member
+
+    files.for_each(settle, targets, n_threads=n_threads, title="reading" if dry_run else "copying")
+    for target in targets if dry_run else ():
+        if target.origin:
+            log.info("copy %s -> %s", target.origin.label, target.path)
+        elif target.present:
+            log.info("keep %s", target.path)
+
+
+def choose(target: Target, problems: list[str]) -> tuple[Member, bytes] | None:
+    """The file to copy, out of those that are to become one image; None if it is there already or cannot be used.
+
+    All must hold the same pixels. HR images that were published for one scale may be cropped to a multiple of it: the
+    largest is taken then, and the others must be its upper left part.
+    """
+    if target.present and len(target.candidates) == 1:
+        member = target.candidates[0][0]
+        try:
+            if member.read() == target.path.read_bytes():
+                return None
+        except UserError as error:
+            problems.append(str(error))
+            return None
+    decoded = []
+    for member, image in target.candidates:
+        try:
+            content = member.read()
+            decoded.append((files.read_image(member.label, content), member, image, content))
+        except UserError as error:
+            problems.append(str(error))
+    decoded.sort(key=lambda one: -one[0].size)
+    if not decoded:
+        return None
+    kept, label = decoded[0][0], decoded[0][1].label
+    if target.present:
+        try:
+            kept, label = files.read_image(target.path), str(target.path)
+        except UserError as error:
+            problems.append(str(error))
+            return None
+    for pixels, member, image, _ in decoded:
+        height, width = pixels.shape[:2]
+        part = kept[:height, :width] if image.scale and not image.lr else kept
+        if part.shape[:2] != pixels.shape[:2] or not (part == pixels).all():  # gray equals the same gray as RGB
+            problems.append(
+                f"{member.label}: differs from {label}, which has its place: remove the wrong one of the two"
+            )
+    return None if target.present else (decoded[0][1], decoded[0][3])
+
+
+def is_name(text: str) -> bool:
+    """Whether main.py's --data_train and --data_test would take this as the name of a set."""
+    return bool(re.fullmatch(r"[^/\\\s.+*][^/\\\n+*]*", text)) and text not in ("benchmark", "Demo")
