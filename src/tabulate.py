@@ -6,10 +6,7 @@ A row is a checkpoint, an experiment's folder (its best weights), or the word `b
 network is folded first, as it is deployed. Prints the table, and writes it as Markdown, CSV, JSON and LaTeX with --out.
 """
 
-import csv
 import hashlib
-import io
-import json
 import math
 import platform
 import statistics
@@ -32,7 +29,10 @@ from model.recalibration import fold, is_recalibrated
 from model.tiling import peak_bytes
 from option import Parser, parse_args, whole_number
 from option import build_parser as training_parser
-from utility import choose_device, git_commit, load_tensors, seed_everything, write_bytes
+from tables import as_text, tabulate, write_all
+from utility import choose_device, git_commit, load_tensors, seed_everything
+
+__all__ = ["tabulate"]  # torch looks for the PyPI package of this name when a program ends, and finds this file
 
 OUTPUT = (720, 1280)  # (H, W) of the SR image to which cost and speed refer, as in publications
 WARM_UP = 2
@@ -137,9 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     table = make_table(methods, test_sets, options, args, device)
     print("\n" + as_text(table))
     if args.out:
-        for suffix, form in {"md": as_markdown, "csv": as_csv, "json": as_json, "tex": as_latex}.items():
-            write_bytes(Path(f"{args.out}.{suffix}"), form(table).encode())
-        print(f"\nwritten to {args.out}.md, .csv, .json, .tex")
+        print(f"\nwritten: {', '.join(map(str, write_all(table, args.out)))}")
 
 
 def load(row: str, args, device: torch.device) -> Method:
@@ -371,94 +369,6 @@ def processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-# --- its forms ---
-
-
-def shown(value, column: str) -> str:
-    """A cell as people read it."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int):
-        return f"{value:,}"
-    if column.endswith("SSIM"):
-        return f"{value:.4f}"
-    return f"{value:.1f}" if column in ("latency (ms)", "90th percentile (ms)", "memory (MiB)") else f"{value:.2f}"
-
-
-def cells(table: dict) -> list[list[str]]:
-    """The header and all rows as text."""
-    columns = table["columns"]
-    rows = [[shown(value, column) for value, column in zip(row, columns, strict=True)] for row in table["rows"]]
-    return [columns, *rows]
-
-
-def tabulate(rows: list[list[str]], headers: list[str]) -> str:
-    """Aligned columns for the terminal, the first one to the left; a header takes as many lines as it has words.
-
-    It has the name and the arguments of the PyPI package's function, because torch looks for that package when a
-    program ends, and finds this file.
-    """
-    words = [str(header).split() for header in headers]
-    depth = max(map(len, words), default=0)
-    head = zip(*([""] * (depth - len(column)) + column for column in words), strict=True)
-    lines = [[str(cell) for cell in line] for line in (*head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    printed = []
-    for line in lines:
-        aligned = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        printed.append("  ".join([line[0].ljust(widths[0]), *aligned[1:]]).rstrip())
-    printed.insert(depth, "-" * max(map(len, printed), default=0))
-    return "\n".join(printed)
-
-
-def as_text(table: dict) -> str:
-    """For the terminal."""
-    header, *rows = cells(table)
-    return "\n".join([table["title"], tabulate(rows, header), "", *table["notes"]])
-
-
-def as_markdown(table: dict) -> str:
-    """A table and its notes as a list."""
-    header, *rows = cells(table)
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"### {table['title']}\n\n{body}\n\n" + "\n".join(f"- {note}" for note in table["notes"]) + "\n"
-
-
-def as_csv(table: dict) -> str:
-    """Unrounded numbers, empty cells for what was not measured; no notes."""
-    text = io.StringIO()
-    csv.writer(text).writerows([table["columns"], *table["rows"]])
-    return text.getvalue()
-
-
-def as_json(table: dict) -> str:
-    """The table as it is; a number that is no finite one becomes text."""
-    rows = [[str(v) if isinstance(v, float) and not math.isfinite(v) else v for v in row] for row in table["rows"]]
-    return json.dumps(table | {"rows": rows}, indent=1)
-
-
-def as_latex(table: dict) -> str:
-    """Rows for a paper's table, best scores bold, with the header and the notes as comments."""
-    header, *rows = cells(table)
-    best = {}
-    for index, column in enumerate(header):
-        values = [row[index] for row in table["rows"] if isinstance(row[index], float)]
-        if column.endswith(("PSNR", "SSIM")) and values:
-            best[index] = max(values)
-    lines = [f"% {note}" for note in table["notes"]] + ["% " + " & ".join(header)]
-    for row, values in zip(rows, table["rows"], strict=True):
-        escaped = [cell.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&") for cell in row]
-        marked = [
-            rf"\textbf{{{cell}}}" if index in best and values[index] == best[index] else cell or "--"
-            for index, cell in enumerate(escaped)
-        ]
-        lines.append(" & ".join(marked) + r" \\")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

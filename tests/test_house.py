@@ -24,7 +24,7 @@ LEVELS = [
     {"errors", "metrics", "option", "figures", "board"},
     {"parallel", "model", "loss", "optimisation"},
     {"utility"},
-    {"folded"},
+    {"folded", "tables"},
     {"data", "experiment"},
     {"evaluate", "formats"},
     {"trainer"},

@@ -11,6 +11,7 @@ from conftest import assert_one_line, program, small_run
 from test_main import launch
 from test_recalibration import randomise
 
+import tables
 import tabulate
 from data import build_test_sets, resize
 from errors import UserError
@@ -139,16 +140,16 @@ TABLE = {
 
 
 def test_forms():
-    assert list(csv.reader(io.StringIO(tabulate.as_csv(TABLE))))[1] == ["a_b", "1234", "32.3211", "0.89571"]
-    assert json.loads(tabulate.as_json(TABLE))["rows"][2][2] == "inf"
-    markdown = tabulate.as_markdown(TABLE).splitlines()
+    assert list(csv.reader(io.StringIO(tables.as_csv(TABLE))))[1] == ["a_b", "1234", "32.3211", "0.89571"]
+    assert json.loads(tables.as_json(TABLE))["rows"][2][2] == "inf"
+    markdown = tables.as_markdown(TABLE).splitlines()
     assert "| a_b | 1,234 | 32.32 | 0.8957 |" in markdown
     assert "| c |  | 33.00 | 0.9000 |" in markdown
-    latex = tabulate.as_latex(TABLE)
+    latex = tables.as_latex(TABLE)
     assert r"a\_b & 1,234 & 32.32 & 0.8957 \\" in latex
     assert r"perfect & 1 & \textbf{inf} & \textbf{1.0000} \\" in latex
     assert "% protocol: all of it" in latex
-    text = tabulate.as_text(TABLE).splitlines()
+    text = tables.as_text(TABLE).splitlines()
     assert len({len(line) for line in text[1:6]}) <= 2
     assert "protocol: all of it" in text
 
