@@ -1,6 +1,6 @@
 """A table and its notes as text for the terminal, Markdown, CSV, JSON and LaTeX.
 
-A table is a dict {"title", "columns", "rows", "notes"}: the first column names the row; a cell is text, a number or None.
+A table is a dict {"title", "columns", "rows", "notes"}: the first column names the row; a cell is text, a number, None.
 """
 
 import csv
