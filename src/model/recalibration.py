@@ -113,9 +113,10 @@ def recalibrated(layers: list[RecConv]) -> list[torch.Tensor]:
     """
     alike = defaultdict(list)
     for index, layer in enumerate(layers):
-        alike[layer.weight.shape, layer.transform.shape, layer.weight.dtype, layer.weight.device].append(index)
+        weight = layer.weight
+        alike[weight.shape, weight.stride(), layer.transform.shape, weight.dtype, weight.device].append(index)
     kernels: dict[int, torch.Tensor] = {}
-    for (shape, (n, in_per_group, size, _), _, _), indices in alike.items():
+    for (shape, stride, (n, in_per_group, size, _), _, _), indices in alike.items():
         basis = torch.stack([layers[index].weight.reshape(n, *shape[2:]) for index in indices])
         transforms = torch.stack([layers[index].transform for index in indices])
         if in_per_group == 1:
@@ -127,17 +128,20 @@ def recalibrated(layers: list[RecConv]) -> list[torch.Tensor]:
                 transforms.reshape(-1, in_per_group, in_per_group * size**2),
                 patches.reshape(-1, in_per_group * size**2, patches.shape[2]),
             )
-        kernels |= zip(indices, (basis + recalibration.reshape(basis.shape)).reshape(-1, *shape), strict=True)
-    return [_laid_out_like(layer.weight, kernels[index]) for index, layer in enumerate(layers)]
-
-
-def _laid_out_like(weight: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    # With a kernel in another memory format torch may take another algorithm, whose sums round differently.
-    return kernel if weight.is_contiguous() else kernel.contiguous(memory_format=torch.channels_last)
+        together = (basis + recalibration.reshape(basis.shape)).reshape(-1, *shape)
+        if stride[1] == 1:  # channels last: for kernels that lie otherwise torch takes algorithms that round otherwise
+            channels_last = together.movedim(2, -1).flatten()
+            together = channels_last.reshape(-1, shape[0], *shape[2:], shape[1]).movedim(-1, 2)
+        kernels |= zip(indices, together, strict=True)
+    return [kernels[index] for index in range(len(layers))]
 
 
 def at_once(model: nn.Module) -> nn.Module:
-    """Has `model` compute the kernels of all its `RecConv` layers together, when its forward pass begins."""
+    """Has `model` compute the kernels of all its `RecConv` layers together, when its forward pass begins.
+
+    They are gone when it ends: a model with `torch.utils.checkpoint` inside, which runs parts again in the backward
+    pass, cannot have this (`each_for_itself` undoes it).
+    """
     model.register_forward_pre_hook(_compute)
     model.register_forward_hook(_forget, always_call=True)
     return model
@@ -168,7 +172,8 @@ def recalibrate(
 
     Outputs are those of `model` bit for bit until T is trained. Parameters keep their names, values, devices and
     dtypes; each chosen layer has a new one, `<name>.transform`. The original is not changed, a layer used in several
-    places stays shared in the copy, and layers that are recalibrated already stay as they are. `fold` undoes it.
+    places stays shared in the copy, and layers that are recalibrated already stay as they are. `fold` undoes it. All
+    kernels are computed `at_once`.
 
     Args:
         where: which convolutions: a pattern of their names as in `named_modules`, for instance "body.*" (`fnmatch`,
@@ -189,7 +194,7 @@ def recalibrate(
         for conv in _chosen(model, where)
     }
     # The memo makes deepcopy use each new layer where the convolution stood, so sharing is kept.
-    return at_once(_each_for_itself(copy.deepcopy(model, layers)))
+    return at_once(each_for_itself(copy.deepcopy(model, layers)))
 
 
 def _chosen(model: nn.Module, where: str | Chooser | None) -> list[nn.Conv2d]:
@@ -260,11 +265,11 @@ def fold(model: nn.Module) -> nn.Module:
     """
     # The memo makes deepcopy use each folded layer where the RecConv stood, so T is never copied and sharing is kept.
     memo = {id(module): module.fold() for module in model.modules() if isinstance(module, RecConv)}
-    return _each_for_itself(copy.deepcopy(model, memo))
+    return each_for_itself(copy.deepcopy(model, memo))
 
 
-def _each_for_itself(model: nn.Module) -> nn.Module:
-    """`model` without what `at_once` did to it or to a part of it."""
+def each_for_itself(model: nn.Module) -> nn.Module:
+    """Undoes `at_once` in `model` and all its parts: each layer computes its kernel when it runs. Returns `model`."""
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if hook in (_compute, _forget)]:
