@@ -14,7 +14,7 @@ from torch import nn
 
 from errors import UserError, run
 from model import count_parameters
-from model.checkpoint import pack, rebuild, unpack
+from model.checkpoint import model_of, pack, rebuild, unpack
 from model.recalibration import fold
 from option import Parser, whole_number
 from utility import load_tensors, save_tensors, start_log
@@ -32,6 +32,9 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--dilation", type=whole_number(1), metavar="N", help="for a bare state dict, which does not say it (default 3)"
     )
+    parser.add_argument(
+        "--res_scale", type=float, metavar="F", help="likewise, of an EDSR: 0.1 for the full network (default 1)"
+    )
     return parser
 
 
@@ -40,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     start_log()
     checkpoint = unpack(load_tensors(Path(args.pre_train)), args.pre_train)
-    network = rebuild(checkpoint, dilation=args.dilation)
+    network = rebuild(checkpoint, dilation=args.dilation, res_scale=args.res_scale)
     folded = fold(network)
     deviation = largest_deviation(network, folded)
     if not deviation < TOLERANCE:
@@ -48,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.pre_train}: the folded network differs by {deviation:.1e} of 255, allowed is {TOLERANCE:.0e}: "
             "not written; the weights are damaged or far out of range"
         )
-    model = checkpoint.facts.get("model", "KRGN")
+    model = model_of(checkpoint)
     path = Path(args.out) / f"{model}_x{network.hyperparameters['scale']}_folded.pt"
     refuse_foreign(path)
     kept = {name: checkpoint.facts[name] for name in ("epoch", "psnr") if name in checkpoint.facts}

@@ -202,7 +202,7 @@ def test_averaging_and_folding_do_not_commute():
 
 
 def depthwise(**options) -> nn.Conv2d:
-    return nn.Conv2d(6, 6, 3, **({"padding": 1, "groups": 6} | options))
+    return nn.Conv2d(6, 6, **({"kernel_size": 3, "padding": 1, "groups": 6} | options))
 
 
 def layers_of(model: nn.Module) -> dict[str, RecConv]:
@@ -219,6 +219,8 @@ def layers_of(model: nn.Module) -> dict[str, RecConv]:
         {"padding_mode": "reflect", "groups": 1},
         {"padding_mode": "replicate", "padding": (1, 2), "stride": (1, 2)},
         {"groups": 1, "dtype": torch.float64},
+        {"groups": 1},
+        {"kernel_size": 1, "groups": 1, "padding": 0},
     ],
 )
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
