@@ -38,8 +38,8 @@ def build_parser() -> Parser:
         "--layer",
         type=int,
         default=1,
-        metavar="1-18",
-        help="which of a block's 18 convolutions, in order of execution; odd: dilation 1, even: dilated (default 1)",
+        metavar="N",
+        help="which of a block's convolutions, in order of execution; in KRGN 1-18, odd: dilation 1, even: dilated (default 1)",
     )
     parser.add_argument(
         "--vmax", type=float, default=0.10, help="divergence at the dark end of the scale (default 0.10)"

@@ -184,11 +184,12 @@ def rebuild(checkpoint: Checkpoint, **unseen) -> nn.Module:
     """
     model = model_of(checkpoint)
     found = _structure(checkpoint, model)
-    for flag, value in unseen.items():
-        if value is not None and value != found.get(flag, value if flag in MODELS[model].UNSEEN else None):
-            has = f"has {found[flag]}" if flag in found else f"is {model}, which has none"
-            raise UserError(f"--{flag} {value}, but {checkpoint.path} {has}: drop --{flag}")
     given = {flag: value for flag, value in unseen.items() if value is not None}
+    for flag, value in given.items():
+        if flag not in MODELS[model].UNSEEN:
+            raise UserError(f"--{flag} {value}, but {checkpoint.path} is {model}, which has none: drop --{flag}")
+        if found.get(flag, value) != value:
+            raise UserError(f"--{flag} {value}, but {checkpoint.path} has {found[flag]}: drop --{flag}")
     found = MODELS[model].UNSEEN | given | found
     kernels = "recalibrated" if checkpoint.recalibrated else "plain"
     network = build_model(SimpleNamespace(model=model, kernels=kernels, basis="trained", **found))

@@ -1,8 +1,10 @@
 """EDSR: "Enhanced Deep Residual Networks for Single Image Super-Resolution" (Lim et al., arXiv 1707.02921).
 
     head   3x3 conv
-    body   residual blocks (3x3 conv, ReLU, 3x3 conv, times `res_scale`, plus the input), 3x3 conv, plus the head's output
+    body   residual blocks, 3x3 conv, plus the head's output
     tail   upsampling by steps, 3x3 conv to colours
+
+    residual block  3x3 conv, ReLU, 3x3 conv, times `res_scale`, plus the input
 
 Baseline: 16 blocks of 64 features. The full network: 32 blocks of 256, res_scale 0.1. Parameters have the names of
 EDSR-PyTorch's published state dicts. Features are (N, C, H, W) throughout, C = `n_feats`.
