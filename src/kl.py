@@ -39,7 +39,7 @@ def build_parser() -> Parser:
         type=int,
         default=1,
         metavar="N",
-        help="which of a block's convolutions, in order of execution; in KRGN 1-18, odd: dilation 1, even: dilated (default 1)",
+        help="which of a block's convolutions, in order of execution; KRGN has 18, even ones dilated (default 1)",
     )
     parser.add_argument(
         "--vmax", type=float, default=0.10, help="divergence at the dark end of the scale (default 0.10)"

@@ -1,4 +1,4 @@
-"""Every network at every scale: published sizes and names, one step of training, odd sizes, stored outputs, two stages."""
+"""Every network at every scale: published sizes and names, a training step, odd sizes, stored outputs, two stages."""
 
 import shlex
 import sys
@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line, program, small_run
+from conftest import small_run
 from torch import nn
 
 import export
@@ -16,7 +16,7 @@ from data.image import read_image
 from errors import UserError
 from main import main
 from model import MODELS, build_model, count_parameters
-from model.checkpoint import adopt, load_pre_train, model_of, rebuild, unpack
+from model.checkpoint import adopt, load_pre_train, model_of, pack, rebuild, unpack
 from model.edsr import EDSR
 from model.rcan import RCAN
 from model.recalibration import RecConv, basis_is_frozen, is_recalibrated
@@ -140,8 +140,10 @@ def test_train_one_step_save_and_rebuild(small_set, name, scale):
             assert torch.equal(rebuilt(image), network(image))
 
     # Tested without a word about the network.
-    launch("--cpu", "--test_only", "--pre_train", folder / "model/model_latest.pt", "--dir_data", small_set,
-           "--data_test", "Small", "--data_range", "1-4/5-6", "--dir_experiment", folder.parent, "--save", "tested")  # fmt: skip
+    launch(
+        *("--cpu", "--test_only", "--pre_train", folder / "model/model_latest.pt", "--dir_data", small_set),
+        *("--data_test", "Small", "--data_range", "1-4/5-6", "--dir_experiment", folder.parent, "--save", "tested"),
+    )
     assert (folder.parent / "tested/scores-Small.csv").is_file()
 
 
@@ -209,7 +211,7 @@ def test_two_stages_of_every_network(small_set, name, capsys):
     launch(*tiny_run(small_set, name, "--kernels", "plain", "--save", "plain"))
     plain = weights_of(experiments / "plain")
     pre_train = ["--pre_train", experiments / "plain/model/model_latest.pt"]
-    launch(*tiny_run(small_set, name, *pre_train, "--recalibrate", "--save", "second", "--epochs", "2"))
+    launch(*tiny_run(small_set, name, *pre_train, "--recalibrate", "--save", "second"))
     assert "recalibrated kernels, frozen basis" in capsys.readouterr().out
     second = weights_of(experiments / "second")
     assert second.facts["basis"] == "frozen"
@@ -219,7 +221,6 @@ def test_two_stages_of_every_network(small_set, name, capsys):
         basis = key.replace(".transform", ".weight")
         assert torch.equal(second.state[basis], plain.state[basis])
         assert second.state[key].abs().max() > 0
-    launch("--cpu", "--load", "second", "--epochs", "3", "--dir_experiment", experiments)
 
     export.main(["--pre_train", str(experiments / "second/model/model_latest.pt"), "--out", str(experiments)])
     folded = unpack(load_tensors(experiments / f"{name}_x2_folded.pt"), "folded")
@@ -231,6 +232,17 @@ def test_two_stages_of_every_network(small_set, name, capsys):
         "kl_block1_layer1_W_b.npy",
         "kl_block1_layer1_W_t.npy",
     ]
+
+
+def test_a_stopped_second_stage_goes_on_exactly(small_set):
+    experiments = small_set.parent / "experiment"
+    save_tensors(small_set / "plain.pt", tiny("EDSR", 2).state_dict())
+    flags = tiny_run(small_set, "EDSR", "--pre_train", small_set / "plain.pt", "--recalibrate")
+    launch(*flags, "--save", "at_once", "--epochs", "2")
+    launch(*flags, "--save", "in_parts")
+    launch("--cpu", "--load", "in_parts", "--epochs", "2", "--dir_experiment", experiments)
+    at_once, in_parts = (weights_of(experiments / name).state for name in ("at_once", "in_parts"))
+    assert all(torch.equal(at_once[key], in_parts[key]) for key in at_once)
 
 
 def test_recalibrated_from_scratch():
@@ -269,12 +281,18 @@ def test_mistakes_are_one_line(flags, words, capsys):
     assert all(word in said for word in words), said
 
 
-def test_flags_that_are_not_of_the_files_network():
+def test_what_the_file_contradicts():
     checkpoint = unpack(tiny("EDSR", 2).state_dict(), "edsr.pt")
     with pytest.raises(OptionError, match=r"--dilation is no flag of --model EDSR"):
         adopt(parse_args("--pre_train x --dilation 3".split()), checkpoint)
     with pytest.raises(UserError, match=r"--n_resblocks 16, but edsr.pt has 2"):
         adopt(parse_args("--pre_train x --model EDSR --n_resblocks 16".split()), checkpoint)
+    second = tiny("EDSR", 2, "--kernels recalibrated")
+    with pytest.raises(UserError, match=r"--recalibrate, but second.pt is recalibrated already.*export\.py"):
+        adopt(parse_args("--pre_train x --recalibrate".split()), unpack(pack(second, "EDSR"), "second.pt"))
+    for stated in ("MDSR", ["EDSR"]):
+        with pytest.raises(UserError, match="known are KRGN, CFGN, EDSR, RCAN"):
+            model_of(unpack(pack(second, stated), "other.pt"))
     with pytest.raises(UserError, match=r"--model RCAN, but edsr.pt has EDSR"):
         adopt(parse_args("--pre_train x --model RCAN".split()), checkpoint)
     with pytest.raises(ValueError, match="scale"):
@@ -362,6 +380,7 @@ def test_without_spandrel_there_is_one_line(spandrel_test, monkeypatch):
 def test_a_spandrel_that_cannot_be_imported(spandrel_test, tmp_path, monkeypatch):
     """As with a torchvision that is not of the installed torch."""
     (tmp_path / "spandrel.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    run = program("main.py", *spandrel_test)
-    assert_one_line(run, "cannot be imported here (operator torchvision::nms does not exist)", "requirements-extra.txt")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "spandrel", raising=False)
+    with pytest.raises(UserError, match=r"imported here \(operator torchvision::nms.*requirements-extra\.txt"):
+        launch(*spandrel_test)

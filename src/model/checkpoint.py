@@ -102,6 +102,11 @@ def adopt(args, checkpoint: Checkpoint):
     found = _structure(checkpoint, name)
     trained = not args.test_only
     kernels = "recalibrated" if checkpoint.recalibrated else "plain"
+    if checkpoint.recalibrated and args.recalibrate:
+        raise UserError(
+            f"--recalibrate, but {checkpoint.path} is recalibrated already: drop it to train the file on as it is, "
+            "or fold the file first with export.py"
+        )
     if checkpoint.recalibrated or args.test_only:
         found["kernels"] = kernels
     if checkpoint.recalibrated and "basis" not in args.given:
@@ -139,7 +144,7 @@ def model_of(checkpoint: Checkpoint, expected: str = "KRGN") -> str:
     if stated is None:
         shown = [name for name, module in MODELS.items() if _fits(checkpoint.state, module)]
         return expected if expected in shown or not shown else shown[0]
-    if stated not in MODELS:
+    if stated not in list(MODELS):  # it may be anything, unhashable too
         raise UserError(f"{checkpoint.path}: has a network {stated}, known are {', '.join(MODELS)}: give another file")
     return stated
 
