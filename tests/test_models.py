@@ -290,6 +290,10 @@ def test_what_the_file_contradicts():
     second = tiny("EDSR", 2, "--kernels recalibrated")
     with pytest.raises(UserError, match=r"--recalibrate, but second.pt is recalibrated already.*export\.py"):
         adopt(parse_args("--pre_train x --recalibrate".split()), unpack(pack(second, "EDSR"), "second.pt"))
+    bad = tiny("EDSR", 3).state_dict()
+    bad["tail.0.0.weight"] = torch.zeros(8 * 25, 8, 3, 3)
+    with pytest.raises(UserError, match=r"bad.pt: is no EDSR that can be built \(scale: got 5"):
+        rebuild(unpack(bad, "bad.pt"))
     for stated in ("MDSR", ["EDSR"]):
         with pytest.raises(UserError, match="known are KRGN, CFGN, EDSR, RCAN"):
             model_of(unpack(pack(second, stated), "other.pt"))

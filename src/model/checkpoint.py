@@ -197,7 +197,10 @@ def rebuild(checkpoint: Checkpoint, **unseen) -> nn.Module:
             raise UserError(f"--{flag} {value}, but {checkpoint.path} has {found[flag]}: drop --{flag}")
     found = MODELS[model].UNSEEN | given | found
     kernels = "recalibrated" if checkpoint.recalibrated else "plain"
-    network = build_model(SimpleNamespace(model=model, kernels=kernels, basis="trained", **found))
+    try:
+        network = build_model(SimpleNamespace(model=model, kernels=kernels, basis="trained", **found))
+    except ValueError as error:
+        raise UserError(f"{checkpoint.path}: is no {model} that can be built ({error}): give another file") from None
     load_weights(network, checkpoint)
     return network
 

@@ -129,9 +129,8 @@ def recalibrated(layers: list[RecConv]) -> list[torch.Tensor]:
                 patches.reshape(-1, in_per_group * size**2, patches.shape[2]),
             )
         together = (basis + recalibration.reshape(basis.shape)).reshape(-1, *shape)
-        if (
-            stride[1] == 1 and stride[3] == shape[1]
-        ):  # channels last: for kernels that lie otherwise torch takes algorithms that round otherwise
+        if stride[1] == 1 and stride[3] == shape[1]:
+            # Channels last: for kernels that lie otherwise torch may take an algorithm that rounds otherwise.
             channels_last = together.movedim(2, -1).flatten()
             together = channels_last.reshape(-1, shape[0], *shape[2:], shape[1]).movedim(-1, 2)
         kernels |= zip(indices, together, strict=True)
