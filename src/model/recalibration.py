@@ -218,7 +218,7 @@ def _chosen(model: nn.Module, where: str | Chooser | None) -> list[nn.Conv2d]:
     if not chosen:
         raise ValueError(
             f"nothing to recalibrate in this {type(model).__name__}: it has no {said}; "
-            f"its {len(there)} convolutions are {', '.join(there[:3])}{', …' if len(there) > 3 else ''}: "
+            f"its convolutions are {', '.join(there[:3])}{', …' if len(there) > 3 else ''}: "
             "choose some by `where`"
             if there
             else f"nothing to recalibrate in this {type(model).__name__}: it has no convolution"
