@@ -31,7 +31,7 @@ from errors import UserError, run
 from formats import FORMATS, Runner
 from metrics import psnr_ssim, quantise
 from model import count_parameters
-from model.checkpoint import rebuild, unpack
+from model.checkpoint import model_of, rebuild, unpack
 from option import Parser, whole_number
 from utility import git_commit, load_tensors, start_log, write_bytes
 
@@ -63,6 +63,9 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--dilation", type=whole_number(1), metavar="N", help="for a bare state dict, which does not say it (default 3)"
+    )
+    parser.add_argument(
+        "--res_scale", type=float, metavar="F", help="likewise, of an EDSR: 0.1 for the full network (default 1)"
     )
     parser.add_argument("--check", metavar="DIR", help="compare again what is in a folder that export.py made")
     return parser
@@ -100,13 +103,14 @@ def export(args) -> None:
         formats.require(name)
     source, out = Path(args.pre_train), Path(args.out)
     checkpoint = unpack(load_tensors(source), str(source))
-    trained = rebuild(checkpoint, dilation=args.dilation).eval()
-    model, scale = checkpoint.facts.get("model", "KRGN"), trained.hyperparameters["scale"]
+    unseen = {"dilation": args.dilation, "res_scale": args.res_scale}
+    trained = rebuild(checkpoint, **unseen).eval()
+    model, scale = model_of(checkpoint), trained.hyperparameters["scale"]
     stem = f"{model}_x{scale}"
     refuse_foreign(out, stem)
 
     target = out / f"{stem}.safetensors"
-    deviation = folded.write(source, target, dilation=args.dilation)
+    deviation = folded.write(source, target, **unseen)
     network = rebuild(unpack(load_tensors(target), str(target))).eval()
     log.info(
         "%s: %s parameters, %s in training form; largest difference %.1e of 255",

@@ -19,18 +19,18 @@ from torch import nn
 
 from errors import UserError
 from metrics import rgb_to_y
-from model.checkpoint import FORMAT, Checkpoint, pack, rebuild, unpack
+from model.checkpoint import FORMAT, Checkpoint, model_of, pack, rebuild, unpack
 from model.recalibration import fold
 from utility import git_commit, load_tensors, parse_safetensors, write_bytes
 
 TOLERANCE = 1e-3  # of the 0-255 range: what a fold may change by rounding, far below half a gray level
 
 
-def write(source: Path, *targets: Path, dilation: int | None = None) -> float:
+def write(source: Path, *targets: Path, **unseen) -> float:
     """Folds the checkpoint file `source` and writes it as safetensors to every one of `targets`.
 
     Args:
-        dilation: for a bare state dict, which does not say it.
+        unseen: hyper-parameters that a bare state dict does not say, as `model.checkpoint.rebuild` takes them.
 
     Returns:
         The largest difference from the training form that was found, of the 0-255 range.
@@ -39,7 +39,7 @@ def write(source: Path, *targets: Path, dilation: int | None = None) -> float:
         UserError: if they differ by more than `TOLERANCE`, with the first layer that does; nothing is written then.
     """
     checkpoint = unpack(load_tensors(source), str(source))
-    trained = rebuild(checkpoint, dilation=dilation).eval()
+    trained = rebuild(checkpoint, **unseen).eval()
     content = folded_bytes(checkpoint, trained, hashlib.sha256(source.read_bytes()).hexdigest())
     deployed = rebuild(unpack(parse_safetensors(content), str(targets[0]))).eval()
     deviation = largest_deviation(trained, deployed)
@@ -58,7 +58,7 @@ def folded_bytes(checkpoint: Checkpoint, trained: nn.Module, sha256: str) -> byt
     # Plain kernels had nothing to fold.
     was_folded = checkpoint.recalibrated or checkpoint.facts.get("folded", False)
     kept = {name: checkpoint.facts[name] for name in ("epoch", "psnr", "weights") if name in checkpoint.facts}
-    packed = pack(fold(trained), checkpoint.facts.get("model", "KRGN"), folded=was_folded, **kept)
+    packed = pack(fold(trained), model_of(checkpoint), folded=was_folded, **kept)
     metadata = {
         "format": FORMAT,
         "facts": json.dumps(packed["facts"]),

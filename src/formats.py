@@ -22,7 +22,8 @@ from torch import nn
 
 from errors import UserError
 from folded import describe_input, inputs
-from model.checkpoint import rebuild, unpack
+from model import MODELS
+from model.checkpoint import model_of, rebuild, unpack
 from model.krgn import KRGN
 from utility import load_tensors, save_tensors
 
@@ -90,9 +91,10 @@ def write_pt(network: nn.Module, path: Path, _) -> None:
 
 
 def read_pt(path: Path, hyperparameters: dict) -> Runner:
-    """Through this framework's network, rebuilt from the names and shapes, and the dilation that they do not show."""
-    network = rebuild(unpack(load_tensors(path), str(path)), dilation=hyperparameters.get("dilation"))
-    return torch_runner(network.eval())
+    """Through this framework's network, rebuilt from the names and shapes, and what they do not show."""
+    checkpoint = unpack(load_tensors(path), str(path))
+    unseen = MODELS[model_of(checkpoint)].UNSEEN
+    return torch_runner(rebuild(checkpoint, **{flag: hyperparameters[flag] for flag in unseen}).eval())
 
 
 def write_program(network: nn.Module, path: Path, _) -> None:

@@ -16,8 +16,8 @@ import torch
 
 import figures
 from errors import UserError, run
-from model import krgn
-from model.checkpoint import rebuild, unpack
+from model import MODELS
+from model.checkpoint import model_of, rebuild, unpack
 from option import Parser
 from utility import load_tensors, start_log, write_bytes
 
@@ -38,8 +38,8 @@ def build_parser() -> Parser:
         "--layer",
         type=int,
         default=1,
-        metavar="1-18",
-        help="which of a block's 18 convolutions, in order of execution; odd: dilation 1, even: dilated (default 1)",
+        metavar="N",
+        help="which of a block's convolutions, in order of execution; KRGN has 18, even ones dilated (default 1)",
     )
     parser.add_argument(
         "--vmax", type=float, default=0.10, help="divergence at the dark end of the scale (default 0.10)"
@@ -53,13 +53,16 @@ def main(argv: list[str] | None = None) -> None:
     start_log()
     checkpoint = unpack(load_tensors(Path(args.pre_train)), args.pre_train)
     network = rebuild(checkpoint)
-    blocks = choose_blocks(args.blocks, len(network.body))
-    if not 1 <= args.layer <= 18:
-        raise UserError(f"--layer {args.layer}: a block has 18 convolutions: give a number from 1 to 18")
+    shape = network.hyperparameters
+    blocks = choose_blocks(args.blocks, shape.get("n_resgroups", shape.get("n_resblocks")))
+    kernel_sets = MODELS[model_of(checkpoint)].kernel_sets
+    there = len(kernel_sets(network, 1))
+    if not 1 <= args.layer <= there:
+        raise UserError(f"--layer {args.layer}: a block has {there} convolutions: give a number from 1 to {there}")
     if not args.vmax > 0:
         raise UserError(f"--vmax {args.vmax}: expected a divergence above 0, such as 0.1")
 
-    layers = [krgn.kernel_sets(network, block)[args.layer - 1] for block in blocks]
+    layers = [kernel_sets(network, block)[args.layer - 1] for block in blocks]
     if checkpoint.recalibrated:
         kernels = {"W_b": [layer.weight for layer in layers], "W_t": [layer.kernel() for layer in layers]}
     else:

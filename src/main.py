@@ -15,7 +15,7 @@ def main(args: Options) -> None:
     from data import build_test_sets, build_train_set
     from evaluate import test
     from experiment import Experiment
-    from model import build_model, describe
+    from model import build_model, describe, external
     from model.checkpoint import adopt, load_pre_train, unpack
     from model.recalibration import fold
     from trainer import Trainer
@@ -24,11 +24,14 @@ def main(args: Options) -> None:
     log = start_log()
     experiment = Experiment(Path(args.dir_experiment), args.load or args.save)
     experiment.check(training=not args.test_only, reset=args.reset, load=bool(args.load))
-    state = checkpoint = None
+    state = checkpoint = network = None
     try:
         if args.load:
             state = experiment.load_state(args.resume)
             args = continue_with(args, state["options"], given=state["given"])
+        elif args.model == "spandrel":
+            network = external.load(args.pre_train, rgb_range=args.rgb_range)
+            args = external.adopt(args, network)
         elif args.pre_train:
             checkpoint = unpack(load_tensors(Path(args.pre_train)), args.pre_train)
             args = adopt(args, checkpoint)
@@ -36,7 +39,7 @@ def main(args: Options) -> None:
         raise UserError(str(error)) from None
     device = choose_device(cpu=args.cpu, n_gpus=args.n_GPUs, asked="n_GPUs" in args.given, precision=args.precision)
     seed_everything(args.seed)
-    network = build_model(args)
+    network = build_model(args) if network is None else network
     if checkpoint is not None:
         load_pre_train(args, network, checkpoint)
     network = network.to(device, memory_format=torch.channels_last)

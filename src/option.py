@@ -10,7 +10,15 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-MODELS = ("KRGN",)
+# Which flags describe each network, with its defaults; a flag that is given replaces them. Baselines are plain.
+MODELS = {
+    "KRGN": {"n_feats": 64, "n_resgroups": 9, "groups": 0, "dilation": 3, "act": "lrelu", "kernels": "recalibrated"},
+    "CFGN": {"n_feats": 64, "n_resgroups": 9, "groups": 32, "dilation": 3, "act": "lrelu", "kernels": "plain"},
+    "EDSR": {"n_feats": 64, "n_resblocks": 16, "res_scale": 1.0, "kernels": "plain"},
+    "RCAN": {"n_feats": 64, "n_resgroups": 10, "n_resblocks": 20, "reduction": 16, "kernels": "plain"},
+    "spandrel": {},  # any network that the package of this name reads off a file
+}
+_NETWORK = ("n_feats", "n_resgroups", "n_resblocks", "groups", "dilation", "act", "res_scale", "reduction", "kernels")
 PERCEPTUAL = ("VGG22", "VGG54")
 ADVERSARIAL = ("GAN", "RGAN", "WGAN_GP")
 LOSSES = ("L1", "MSE", "Charbonnier", "FFT", *PERCEPTUAL, *ADVERSARIAL)
@@ -39,6 +47,11 @@ class Options(argparse.Namespace):
         """Flag name -> value, in the order of the command line's help."""
         return {name: value for name, value in vars(self).items() if name != "given"}
 
+    def with_model(self, name: str) -> "Options":
+        """A copy for another network, with its defaults for flags that were not given; not checked."""
+        defaults = {flag: value for flag, value in MODELS[name].items() if flag not in self.given}
+        return Options(self.values() | {"model": name} | defaults, self.given)
+
     def replace(self, given: frozenset[str] | None = None, **changes) -> "Options":
         """A copy with some values changed, and `given` if it is not None, checked again.
 
@@ -53,7 +66,7 @@ class Options(argparse.Namespace):
 
 # What a state holds the tensors of: another value needs another run.
 _STRUCTURE = frozenset(
-    {"model", "pre_train", "scale", "n_feats", "n_resgroups", "groups", "dilation", "act", "kernels", "basis"}
+    {"model", "pre_train", "scale", *_NETWORK, "basis", "recalibrate"}
     | {"n_colors", "rgb_range", "optimizer", "ema", "loss"}
 )
 # What may differ when a run goes on: where and how fast it runs, and what it prints, not what it computes.
@@ -124,9 +137,11 @@ def parse_args(argv: list[str] | None = None) -> Options:
     values["betas"] = tuple(values["betas"])
     for name in ("dir_data", "dir_demo", "dir_experiment", "pre_train", "vgg_weights"):
         values[name] = values[name] and os.path.abspath(values[name])  # a run that goes on may start elsewhere
-    options = Options(values, given)
+    options = Options(values, given).with_model(values["model"])
     try:
         _check_requests(options)
+        if options.recalibrate:
+            options = Options(options.values() | {"kernels": "recalibrated"}, given | {"kernels"})
         # With a file or a run to follow, values that were left at their defaults are still to come.
         if not (options.load or options.pre_train):
             _check_values(options)
@@ -139,7 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of `main.py`, with its flags in groups and their units in the help."""
     parser = Parser(
         prog="main.py",
-        description="Train and test lightweight super-resolution networks (KRGN), EDSR style.",
+        description="Train and test lightweight super-resolution networks (KRGN and others), EDSR style.",
         allow_abbrev=False,
     )
 
@@ -179,19 +194,28 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no_augment", action="store_true", help="no random flips and rotations of training patches")
 
     add = parser.add_argument_group("model").add_argument
-    add("--model", type=_one_of(MODELS), default="KRGN", metavar="NAME",
-        help=f"one of {', '.join(MODELS)} (default KRGN)")
+    add("--model", type=_one_of(tuple(MODELS)), default="KRGN", metavar="NAME",
+        help=f"one of {', '.join(MODELS)}; with spandrel, --test_only tests any file that this package recognises (default: the network of --pre_train, else KRGN)")
     add("--pre_train", default="", metavar="FILE",
         help="weights to start from or to test; size, groups and kernels of the network are read off the file")
     add("--n_feats", type=whole_number(1), default=64, metavar="N", help="feature channels (default 64)")
-    add("--n_resgroups", type=whole_number(1), default=9, metavar="N", help="PMRB blocks (default 9)")
+    add("--n_resgroups", type=whole_number(1), default=9, metavar="N",
+        help="PMRB blocks of KRGN and CFGN, residual groups of RCAN (default 9, RCAN 10)")
+    add("--n_resblocks", type=whole_number(1), default=16, metavar="N",
+        help="residual blocks of EDSR, and in each group of RCAN (default 16, RCAN 20)")
+    add("--res_scale", type=_number(above=0), default=1, metavar="F",
+        help="EDSR: what each block's output is multiplied by, 0.1 in the full network (default 1)")
+    add("--reduction", type=whole_number(1), default=16, metavar="N",
+        help="RCAN: what its attention divides the channels by (default 16)")
     add("--groups", type=whole_number(0), default=0, metavar="N",
-        help="groups of the recalibrated convolutions; 0: depth-wise; CFGN's weights have 32 (default 0)")
+        help="KRGN, CFGN: groups of the recalibrated convolutions; 0: depth-wise (default 0, CFGN 32)")
     add("--dilation", type=whole_number(1), default=3, metavar="N",
-        help="dilation of every second convolution (default 3)")
-    add("--act", choices=ACTIVATIONS, default="lrelu", help="activation of the taps (default lrelu)")
+        help="KRGN, CFGN: dilation of every second convolution (default 3)")
+    add("--act", choices=ACTIVATIONS, default="lrelu", help="KRGN, CFGN: activation of the taps (default lrelu)")
     add("--kernels", choices=("recalibrated", "plain"), default="recalibrated",
-        help="recalibrated: each kernel is computed from those of the other channels while training; plain: the ablation (default recalibrated; a test follows the file)")
+        help="recalibrated: each kernel is computed from those of the other channels while training; plain: the ablation (default recalibrated, other networks than KRGN plain; a test follows the file)")
+    add("--recalibrate", action="store_true",
+        help="with --pre_train, for every network: --kernels recalibrated over the file's kernels, which are frozen (RefConv's second stage)")
     add("--basis", choices=("trained", "frozen"), default="trained",
         help="train the basis kernels too, or only their recalibration (default: trained from scratch; frozen where --pre_train is a plain checkpoint)")
 
@@ -282,7 +306,17 @@ def _check_values(options: Options) -> None:
         low = options.patch_size // options.scale * options.scale
         fits = f"{low} or {low + options.scale}" if low else f"{options.scale}"
         raise OptionError(f"--patch_size {options.patch_size} is no multiple of --scale {options.scale}: use {fits}")
-    if options.groups and options.n_feats % options.groups:
+    for flag in _NETWORK:
+        if flag in options.given and flag not in MODELS[options.model]:
+            there = ", ".join(f"--{there}" for there in MODELS[options.model]) or "none, the file says all"
+            raise OptionError(f"--{flag} is no flag of --model {options.model}: drop it (it has {there})")
+    if options.model in ("EDSR", "RCAN") and options.scale != 3 and options.scale & (options.scale - 1):
+        raise OptionError(f"--scale {options.scale}: {options.model} upscales by 3 or a power of 2: give one of them")
+    if options.model == "RCAN" and options.n_feats < options.reduction:
+        raise OptionError(
+            f"--reduction {options.reduction} leaves none of --n_feats {options.n_feats} channels: lower it"
+        )
+    if "groups" in MODELS[options.model] and options.groups and options.n_feats % options.groups:
         raise OptionError(
             f"--n_feats {options.n_feats} is not divisible by --groups {options.groups}: "
             "change one of them, or use --groups 0 for depth-wise kernels"
@@ -336,6 +370,18 @@ def _check_requests(options: Options) -> None:
             raise OptionError("--reset deletes a training run: drop it, --test_only needs none")
         if not options.pre_train:
             raise OptionError("--test_only needs weights to test: give --pre_train FILE")
+    if options.model == "spandrel" and not options.test_only:
+        raise OptionError("--model spandrel only tests: add --test_only, or train one of the other models")
+    if options.recalibrate:
+        if options.test_only:
+            raise OptionError("--recalibrate trains: drop it, a test takes the kernels that are in the file")
+        if "kernels" in options.given and options.kernels == "plain":
+            raise OptionError("--recalibrate is --kernels recalibrated: drop --kernels plain, or --recalibrate")
+        if not options.pre_train and not options.load:
+            raise OptionError(
+                "--recalibrate is the second stage, over the kernels of a trained network: give its --pre_train FILE, "
+                "or train with recalibrated kernels from the start with --kernels recalibrated"
+            )
     _check_name("--save", options.save)
     if options.load:
         _check_name("--load", options.load)

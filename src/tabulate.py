@@ -23,8 +23,8 @@ from tqdm import tqdm
 from data import build_test_sets, resize
 from errors import UserError, run
 from evaluate import evaluate, protocol
-from model import count_parameters
-from model.checkpoint import rebuild, unpack
+from model import MODELS, count_parameters
+from model.checkpoint import model_of, rebuild, unpack
 from model.recalibration import fold, is_recalibrated
 from model.tiling import peak_bytes
 from option import Parser, parse_args, whole_number
@@ -105,7 +105,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--n_runs", type=whole_number(0), default=5, metavar="N", help="timed runs of each row; 0: none (default 5)"
     )
-    parser.add_argument("--dilation", type=whole_number(1), metavar="N", help="for bare state dicts (default 3)")
+    parser.add_argument("--dilation", type=whole_number(1), metavar="N", help="of bare KRGN state dicts (default 3)")
+    parser.add_argument("--res_scale", type=float, metavar="F", help="of bare EDSR state dicts (default 1)")
     parser.add_argument("--scale", type=whole_number(1), metavar="S", help="for a table of bicubic alone")
     parser.add_argument("--published", action="store_true", help="add the rows that publications report, marked so")
     parser.add_argument("--out", metavar="FILE", help="write FILE.md, FILE.csv, FILE.json and FILE.tex")
@@ -160,7 +161,9 @@ def load(row: str, args, device: torch.device) -> Method:
     checkpoint = unpack(load_tensors(path), str(path))
     if path.stem.startswith("model_") and path.parent.name == "model":
         name = path.resolve().parent.parent.name
-    trained = rebuild(checkpoint, dilation=None if "dilation" in checkpoint.facts else args.dilation)
+    # The flags are for those of the files that need them and do not say.
+    unknown = MODELS[model_of(checkpoint)].UNSEEN.keys() - checkpoint.facts.keys()
+    trained = rebuild(checkpoint, **{flag: getattr(args, flag, None) for flag in unknown})
     trained = trained.eval().to(device, memory_format=torch.channels_last)
     shape = trained.hyperparameters
     return Method(

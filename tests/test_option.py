@@ -22,7 +22,8 @@ DEFAULTS = {
     "data_range": ((1, 800), (801, 810)), "ext": "sep",
     "scale": 4, "patch_size": 192, "rgb_range": 255, "n_colors": 3,
     "no_augment": False, "model": "KRGN", "pre_train": "", "n_feats": 64, "n_resgroups": 9, "groups": 0, "dilation": 3,
-    "act": "lrelu", "kernels": "recalibrated", "basis": "trained", "epochs": 300, "test_every": 1000, "batch_size": 16,
+    "act": "lrelu", "n_resblocks": 16, "res_scale": 1, "reduction": 16, "recalibrate": False,
+    "kernels": "recalibrated", "basis": "trained", "epochs": 300, "test_every": 1000, "batch_size": 16,
     "split_batch": 1, "reset": False, "load": "", "resume": 0,
     "override": (), "save_every": 10, "compile": False, "schedule": "step",
     "warmup": 0, "ema": 0, "lr": 1e-4, "decay": (200,), "gamma": 0.5,
@@ -149,7 +150,7 @@ def test_a_mistake_on_the_real_command_line():
 
 def test_lists_agree_with_what_there_is():
     """option.py imports nothing of ours, so its lists are copies."""
-    assert set(OPTION_MODELS) == set(MODELS)
+    assert set(OPTION_MODELS) == {*MODELS, "spandrel"}
     assert LOSSES == TERMS
     assert (tuple(LAYERS), KINDS) == (PERCEPTUAL, ADVERSARIAL)
     assert OPTION_ACTIVATIONS == ACTIVATIONS

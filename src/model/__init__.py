@@ -1,17 +1,34 @@
-"""Networks by name. A model's module has `make_model(args)`, its adapter from the command line, and
-`structure(state)`, which reads its hyper-parameters off a state dict."""
+"""Networks by name. A model's module has
+
+make_model(args)            its adapter from the command line
+structure(state)            its hyper-parameters, read off a state dict
+UNSEEN                      hyper-parameters that a state dict does not show, with the values to assume
+TAIL                        how the names of layers begin that are made anew for another scale
+kernel_sets(model, block)   the convolutions of a block, for looking at their kernels
+"""
 
 from torch import nn
 
-from model import krgn
-from model.recalibration import basis_is_frozen, fold, is_recalibrated
+from model import edsr, krgn, rcan
+from model.recalibration import basis_is_frozen, fold, is_recalibrated, recalibrate
 
-MODELS = {"KRGN": krgn}
+# CFGN, KRGN's predecessor, is KRGN with plain kernels and groups = 32: its defaults in option.py say so.
+MODELS = {"KRGN": krgn, "CFGN": krgn, "EDSR": edsr, "RCAN": rcan}
 
 
 def build_model(args) -> nn.Module:
-    """The network that the options describe, freshly initialised."""
-    return MODELS[args.model].make_model(args)
+    """The network that the options describe, freshly initialised.
+
+    KRGN is made with recalibrated kernels; of other networks the body's convolutions above 1x1 are recalibrated.
+    """
+    network = MODELS[args.model].make_model(args)
+    if args.kernels == "recalibrated" and not is_recalibrated(network):
+        network = recalibrate(network, _in_body, train_basis=args.basis == "trained")
+    return network
+
+
+def _in_body(name: str, convolution: nn.Module) -> bool:
+    return name.startswith("body.") and max(convolution.kernel_size) > 1
 
 
 def describe(network: nn.Module, name: str) -> str:

@@ -10,6 +10,7 @@ No file is touched here: `unpack` takes what was read, `pack` returns what is to
 """
 
 import logging
+import math
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from model.recalibration import basis_is_frozen, is_recalibrated
 log = logging.getLogger("krgn")
 
 FORMAT = "KRGN framework checkpoint 1"
+_MISFITS = (KeyError, IndexError, ValueError, ZeroDivisionError, AttributeError, TypeError, RuntimeError)
 _WRAPPERS = ("params_ema", "params", "state_dict", "model")  # BasicSR's and others' names for the state dict inside
 
 
@@ -90,12 +92,21 @@ def adopt(args, checkpoint: Checkpoint):
     Raises:
         UserError: if a flag that was given contradicts the file, or the file is of another network.
     """
-    name = checkpoint.facts.get("model", args.model)
+    name = model_of(checkpoint, args.model)
     if name != args.model:
-        raise UserError(f"--model {args.model}, but {checkpoint.path} has {name}: give --model {name} or another file")
+        if "model" in args.given:
+            raise UserError(
+                f"--model {args.model}, but {checkpoint.path} has {name}: give --model {name} or another file"
+            )
+        args = args.with_model(name)
     found = _structure(checkpoint, name)
     trained = not args.test_only
     kernels = "recalibrated" if checkpoint.recalibrated else "plain"
+    if checkpoint.recalibrated and args.recalibrate:
+        raise UserError(
+            f"--recalibrate, but {checkpoint.path} is recalibrated already: drop it to train the file on as it is, "
+            "or fold the file first with export.py"
+        )
     if checkpoint.recalibrated or args.test_only:
         found["kernels"] = kernels
     if checkpoint.recalibrated and "basis" not in args.given:
@@ -105,7 +116,7 @@ def adopt(args, checkpoint: Checkpoint):
 
     for flag, value in found.items():
         given = getattr(args, flag)
-        if flag == "groups" and not given:
+        if flag == "groups" and not given:  # depth-wise
             given = found["n_feats"]
         if flag not in args.given or given == value or (flag == "scale" and trained):
             continue
@@ -116,50 +127,80 @@ def adopt(args, checkpoint: Checkpoint):
 
     if "scale" in args.given:
         found["scale"] = args.scale
-    if found["groups"] == found["n_feats"]:
+    if found.get("groups") == found["n_feats"]:
         found["groups"] = 0
     if not trained:
         found["basis"] = "trained"
     return args.replace(**found)
 
 
+def model_of(checkpoint: Checkpoint, expected: str = "KRGN") -> str:
+    """The name of the file's network: as the file states it, else as its names show it; `expected` where both fit.
+
+    Raises:
+        UserError: if the file states a network that is not known here.
+    """
+    stated = checkpoint.facts.get("model")
+    if stated is None:
+        shown = [name for name, module in MODELS.items() if _fits(checkpoint.state, module)]
+        return expected if expected in shown or not shown else shown[0]
+    if stated not in list(MODELS):  # it may be anything, unhashable too
+        raise UserError(f"{checkpoint.path}: has a network {stated}, known are {', '.join(MODELS)}: give another file")
+    return stated
+
+
+def _fits(state: dict[str, torch.Tensor], module) -> bool:
+    try:
+        module.structure(state)
+    except _MISFITS:
+        return False
+    return True
+
+
 def _structure(checkpoint: Checkpoint, model: str) -> dict:
     """The hyper-parameters that the file states or shows."""
     try:
         shown = MODELS[model].structure(checkpoint.state)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError, AttributeError) as error:
+    except _MISFITS as error:
         first = ", ".join(list(checkpoint.state)[:3])
         raise UserError(
             f"{checkpoint.path}: is no {model}, it lacks {error} and has {first}, …: give a file of that network"
         ) from None
-    found = shown | {flag: checkpoint.facts[flag] for flag in ("dilation", "act") if flag in checkpoint.facts}
+    found = shown | {flag: checkpoint.facts[flag] for flag in MODELS[model].UNSEEN if flag in checkpoint.facts}
     sane = found["n_colors"] in (1, 3) and found["rgb_range"] > 0 and found["scale"] > 0
     sane = sane and found.get("act", "lrelu") in ACTIVATIONS
-    dilation = found.get("dilation", 1)
-    if not sane or not isinstance(dilation, int) or dilation < 1:
+    dilation, res_scale = found.get("dilation", 1), found.get("res_scale", 1.0)
+    sane = sane and isinstance(dilation, int) and dilation >= 1
+    if not sane or not isinstance(res_scale, (int, float)) or not math.isfinite(res_scale):
         shape = ", ".join(f"{flag} {value}" for flag, value in found.items())
         raise UserError(f"{checkpoint.path}: has {shape}, which is no {model} that can be built: give another file")
     return found
 
 
-def rebuild(checkpoint: Checkpoint, *, dilation: int | None = None) -> nn.Module:
+def rebuild(checkpoint: Checkpoint, **unseen) -> nn.Module:
     """The network of a file from the file alone, with its weights, in the file's form.
 
     Args:
-        dilation: for a bare state dict, which does not say it; None: 3, as in the published weights.
+        unseen: hyper-parameters that a bare state dict does not say (`UNSEEN` of its network), for instance
+            `dilation`; without them, or where they are None, the published networks' values are assumed.
 
     Raises:
-        UserError: if the file is of no known network, its weights do not fit, or it says another dilation.
+        UserError: if the file is of no known network, its weights do not fit, or it contradicts `unseen`.
     """
-    model = checkpoint.facts.get("model", "KRGN")
-    if model not in MODELS:
-        raise UserError(f"{checkpoint.path}: has a network {model}, known are {', '.join(MODELS)}: give another file")
-    stated = checkpoint.facts.get("dilation", dilation)
-    if dilation not in (None, stated):
-        raise UserError(f"--dilation {dilation}, but {checkpoint.path} has {stated}: drop --dilation")
-    found = {"act": "lrelu", "dilation": 3 if stated is None else stated} | _structure(checkpoint, model)
+    model = model_of(checkpoint)
+    found = _structure(checkpoint, model)
+    given = {flag: value for flag, value in unseen.items() if value is not None}
+    for flag, value in given.items():
+        if flag not in MODELS[model].UNSEEN:
+            raise UserError(f"--{flag} {value}, but {checkpoint.path} is {model}, which has none: drop --{flag}")
+        if found.get(flag, value) != value:
+            raise UserError(f"--{flag} {value}, but {checkpoint.path} has {found[flag]}: drop --{flag}")
+    found = MODELS[model].UNSEEN | given | found
     kernels = "recalibrated" if checkpoint.recalibrated else "plain"
-    network = build_model(SimpleNamespace(model=model, kernels=kernels, basis="trained", **found))
+    try:
+        network = build_model(SimpleNamespace(model=model, kernels=kernels, basis="trained", **found))
+    except ValueError as error:
+        raise UserError(f"{checkpoint.path}: is no {model} that can be built ({error}): give another file") from None
     load_weights(network, checkpoint)
     return network
 
@@ -167,27 +208,30 @@ def rebuild(checkpoint: Checkpoint, *, dilation: int | None = None) -> nn.Module
 def load_pre_train(args, network: nn.Module, checkpoint: Checkpoint) -> None:
     """`load_weights` for a run with adopted options, saying in the log what the user may not expect.
 
-    Training at another scale than the file's keeps everything but the upsampler; testing never drops anything.
+    Training at another scale than the file's keeps everything but the upsampler (a network's `TAIL`); testing never
+    drops anything.
     """
     form = (
         "training form" if checkpoint.recalibrated else "folded" if checkpoint.facts.get("folded") else "plain kernels"
     )
     log.info("weights from %s (%s)", checkpoint.path, form)
-    scale = MODELS[args.model].structure(checkpoint.state)["scale"]
+    module = MODELS[args.model]
+    scale = module.structure(checkpoint.state)["scale"]
     if scale != args.scale:
         log.info("the file is x%d: everything but the upsampler is kept for x%d", scale, args.scale)
-    if "dilation" not in checkpoint.facts:
-        log.info("the file does not say its dilation: --dilation %d is used", args.dilation)
-    load_weights(network, checkpoint, new_scale=scale != args.scale)
+    for flag in module.UNSEEN:
+        if flag not in checkpoint.facts:
+            log.info("the file does not say its %s: --%s %s is used", flag, flag, getattr(args, flag))
+    load_weights(network, checkpoint, anew=module.TAIL if scale != args.scale else None)
 
 
-def load_weights(network: nn.Module, checkpoint: Checkpoint, *, new_scale: bool = False) -> None:
+def load_weights(network: nn.Module, checkpoint: Checkpoint, *, anew: str | None = None) -> None:
     """Puts the checkpoint's weights into `network`, all of them, by name and shape.
 
     A recalibrated network takes plain kernels as its basis, with the transforms at zero: the same function.
 
     Args:
-        new_scale: leave the upsampler as it is, because the file's is for another scale.
+        anew: layers whose names begin so stay as they are, because the file's are for another scale.
 
     Raises:
         UserError: with the missing, unexpected and wrongly shaped names.
@@ -195,9 +239,9 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, *, new_scale: bool 
     wanted, state = network.state_dict(), dict(checkpoint.state)
     if not checkpoint.recalibrated:
         state |= {name: torch.zeros_like(value) for name, value in wanted.items() if name.endswith(".transform")}
-    if new_scale:
-        state = {name: value for name, value in state.items() if not name.startswith("upsampler.")}
-        state |= {name: value for name, value in wanted.items() if name.startswith("upsampler.")}
+    if anew is not None:
+        state = {name: value for name, value in state.items() if not name.startswith(anew)}
+        state |= {name: value for name, value in wanted.items() if name.startswith(anew)}
 
     problems = {
         "missing": [name for name in wanted if name not in state],

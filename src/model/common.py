@@ -1,5 +1,8 @@
 """Parts that any super-resolution network of this framework may use."""
 
+import math
+import re
+
 import torch
 from torch import nn
 
@@ -33,6 +36,16 @@ def mean_colour(n_colors: int) -> list[float]:
     return [sum(weight * mean for weight, mean in zip(LUMA, DIV2K_MEAN, strict=True))] * n_colors
 
 
+def range_of_shift(state: dict[str, torch.Tensor]) -> float:
+    """The `rgb_range` for which a state dict's `sub_mean` was made, rounded to three digits.
+
+    Raises:
+        KeyError: if there is no `sub_mean`.
+    """
+    bias = state["sub_mean.bias"].double()
+    return round(-bias.sum().item() / sum(mean_colour(len(bias))), 3)
+
+
 def leaky_relu() -> nn.LeakyReLU:
     """LeakyReLU with the slope 0.05 that the network uses everywhere."""
     return nn.LeakyReLU(0.05, inplace=True)
@@ -59,3 +72,28 @@ def upsampler(channels: int, n_colors: int, scale: int) -> nn.Sequential:
     (N, channels, H, W) -> (N, n_colors, scale * H, scale * W).
     """
     return nn.Sequential(nn.Conv2d(channels, n_colors * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+
+
+def stepwise_upsampler(channels: int, scale: int) -> nn.Sequential:
+    """EDSR's upsampling of features: a 3x3 convolution and a pixel shuffle for each factor 2, or one of both for 3.
+
+    (N, channels, H, W) -> (N, channels, scale * H, scale * W).
+
+    Raises:
+        ValueError: if `scale` is neither 3 nor a power of 2.
+    """
+    steps = [3] if scale == 3 else [2] * (scale.bit_length() - 1)
+    if math.prod(steps) != scale:
+        raise ValueError(f"scale: got {scale}, expected 3 or a power of 2")
+    layers = [
+        layer
+        for factor in steps
+        for layer in (nn.Conv2d(channels, factor**2 * channels, 3, padding=1), nn.PixelShuffle(factor))
+    ]
+    return nn.Sequential(*layers)
+
+
+def scale_of_upsampler(state: dict[str, torch.Tensor], prefix: str) -> int:
+    """The scale of the `stepwise_upsampler` whose names in a state dict begin with `prefix`."""
+    weights = [tensor for name, tensor in state.items() if re.fullmatch(re.escape(prefix) + r"\d+\.weight", name)]
+    return math.prod(math.isqrt(weight.shape[0] // weight.shape[1]) for weight in weights)

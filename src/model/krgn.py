@@ -21,8 +21,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from model.common import MeanShift, activation, leaky_relu, mean_colour, upsampler
+from model.common import MeanShift, activation, leaky_relu, range_of_shift, upsampler
 from model.recalibration import RecConv, at_once
+
+TAIL = "upsampler."  # names of the layers that depend on the scale
+UNSEEN = {"dilation": 3, "act": "lrelu"}  # hyper-parameters that a state dict does not show, as published
 
 
 def cffb(x: torch.Tensor, near: nn.Module, far: nn.Module) -> torch.Tensor:
@@ -210,21 +213,20 @@ def make_model(args) -> KRGN:
 
 
 def structure(state: dict[str, torch.Tensor]) -> dict:
-    """The hyper-parameters that can be read off a state dict: all but `dilation` and `act`, which leave no trace in it.
+    """The hyper-parameters that can be read off a state dict: all but `UNSEEN`.
 
     Raises:
         KeyError, IndexError: if `state` is not that of a KRGN.
     """
     n_feats, n_colors = state["head_conv.weight"].shape[:2]
     blocks = {int(found[1]) for name in state if (found := re.match(r"body\.(\d+)\.", name))}
-    bias = state["sub_mean.bias"].double()
     return {
         "scale": round((state["upsampler.0.weight"].shape[0] / n_colors) ** 0.5),
         "n_feats": n_feats,
         "n_resgroups": max(blocks) + 1 if blocks else 0,
         "groups": n_feats // state["body.0.blocks.0.conv_acts.0.0.weight"].shape[1],
         "n_colors": n_colors,
-        "rgb_range": round(-bias.sum().item() / sum(mean_colour(n_colors)), 3),
+        "rgb_range": range_of_shift(state),
     }
 
 

@@ -8,15 +8,18 @@ transform from RefConv (arXiv 2310.10563): for a basis kernel W_b,
 where T is a convolution over the kernels themselves, so that each kernel depends on the kernels of the other
 channels. After training W_t is a constant: a plain convolution with that kernel is the same function (`fold`).
 
-This module knows no network.
+`recalibrate` puts the method into any network of torch modules, `fold` takes it out again. No network is known here.
 """
 
 import copy
 from collections import defaultdict
+from collections.abc import Callable
+from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 
 class RecConv(nn.Conv2d):
@@ -75,52 +78,71 @@ class RecConv(nn.Conv2d):
         kernel = self.kernel() if self.computed is None else self.computed
         return self._conv_forward(x, kernel, self.bias)
 
+    @classmethod
+    def over(cls, conv: nn.Conv2d, *, transform_size: int = 3, train_basis: bool = True) -> "RecConv":
+        """A new layer over a copy of `conv`'s kernel, with T = 0: the same function, bit for bit."""
+        layer = cls(**_settings(conv), transform_size=transform_size, train_basis=train_basis)
+        layer.weight, layer.bias = copy.deepcopy(conv.weight), copy.deepcopy(conv.bias)
+        if not train_basis:
+            layer.weight.requires_grad_(False)
+        layer.transform = nn.Parameter(torch.zeros_like(layer.transform, device=conv.weight.device))
+        return layer.train(conv.training)
+
     @torch.no_grad()
     def fold(self) -> nn.Conv2d:
         """A new plain convolution with the kernel W_t and a copy of the bias: the same function."""
-        plain = nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.bias is not None,
-            self.padding_mode,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
-        )
-        plain.weight.copy_(self.kernel())
-        if self.bias is not None:
-            plain.bias.copy_(self.bias)
+        plain = nn.Conv2d(**_settings(self))
+        plain.weight = nn.Parameter(self.kernel())
+        plain.bias = None if self.bias is None else nn.Parameter(self.bias.clone())
         return plain.train(self.training)
+
+
+def _settings(conv: nn.Conv2d) -> dict:
+    """The constructor's arguments for a layer like `conv` whose parameters are still to be put in."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    settings = {name: getattr(conv, name) for name in names}
+    return settings | {"bias": conv.bias is not None, "device": "meta", "dtype": conv.weight.dtype}
 
 
 def recalibrated(layers: list[RecConv]) -> list[torch.Tensor]:
     """W_t = W_b + T(W_b), equation (1), of each layer, shaped like its `weight`.
 
     T is written as a matrix product, its weights times the patches of the basis, so that all layers of a shape are one
-    batched product: one layer's is too small to keep a processor busy, and KRGN has 162.
+    batched product: one layer's is too small to keep a processor busy, and KRGN has 162. Where T's groups have one
+    channel (dense convolutions) a product would be of single rows; there T is one convolution for all layers.
     """
     alike = defaultdict(list)
     for index, layer in enumerate(layers):
-        alike[layer.weight.shape, layer.transform.shape, layer.weight.dtype, layer.weight.device].append(index)
+        weight = layer.weight
+        alike[weight.shape, weight.stride(), layer.transform.shape, weight.dtype, weight.device].append(index)
     kernels: dict[int, torch.Tensor] = {}
-    for (shape, (n, in_per_group, size, _), _, _), indices in alike.items():
+    for (shape, stride, (n, in_per_group, size, _), _, _), indices in alike.items():
         basis = torch.stack([layers[index].weight.reshape(n, *shape[2:]) for index in indices])
         transforms = torch.stack([layers[index].transform for index in indices])
-        patches = F.unfold(basis, size, padding=size // 2)  # (layers, n * size^2, K * K)
-        recalibration = torch.bmm(
-            transforms.reshape(-1, in_per_group, in_per_group * size**2),
-            patches.reshape(-1, in_per_group * size**2, patches.shape[2]),
-        )
-        kernels |= zip(indices, (basis + recalibration.reshape(basis.shape)).reshape(-1, *shape), strict=True)
+        if in_per_group == 1:
+            image = basis.reshape(1, -1, *shape[2:])
+            recalibration = F.conv2d(image, transforms.flatten(0, 1), padding=size // 2, groups=image.shape[1])
+        else:
+            patches = F.unfold(basis, size, padding=size // 2)  # (layers, n * size^2, K * K)
+            recalibration = torch.bmm(
+                transforms.reshape(-1, in_per_group, in_per_group * size**2),
+                patches.reshape(-1, in_per_group * size**2, patches.shape[2]),
+            )
+        together = (basis + recalibration.reshape(basis.shape)).reshape(-1, *shape)
+        if stride[1] == 1 and stride[3] == shape[1]:
+            # Channels last: for kernels that lie otherwise torch may take an algorithm that rounds otherwise.
+            channels_last = together.movedim(2, -1).flatten()
+            together = channels_last.reshape(-1, shape[0], *shape[2:], shape[1]).movedim(-1, 2)
+        kernels |= zip(indices, together, strict=True)
     return [kernels[index] for index in range(len(layers))]
 
 
 def at_once(model: nn.Module) -> nn.Module:
-    """Has `model` compute the kernels of all its `RecConv` layers together, when its forward pass begins."""
+    """Has `model` compute the kernels of all its `RecConv` layers together, when its forward pass begins.
+
+    They are gone when it ends: a model with `torch.utils.checkpoint` inside, which runs parts again in the backward
+    pass, cannot have this (`each_for_itself` undoes it).
+    """
     model.register_forward_pre_hook(_compute)
     model.register_forward_hook(_forget, always_call=True)
     return model
@@ -139,6 +161,104 @@ def _forget(model: nn.Module, *_) -> None:
             module.computed = None
 
 
+Chooser = Callable[[str, nn.Module], bool]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def recalibrate(
+    model: nn.Module, where: str | Chooser | None = None, *, train_basis: bool = True, transform_size: int = 3
+) -> nn.Module:
+    """A copy of `model` whose chosen convolutions are `RecConv` layers over their kernels: the same function at first.
+
+    Outputs are those of `model` bit for bit until T is trained. Parameters keep their names, values, devices and
+    dtypes; each chosen layer has a new one, `<name>.transform`. The original is not changed, a layer used in several
+    places stays shared in the copy, and layers that are recalibrated already stay as they are. `fold` undoes it. All
+    kernels are computed `at_once`.
+
+    Args:
+        where: which convolutions: a pattern of their names as in `named_modules`, for instance "body.*" (`fnmatch`,
+            so * matches dots too), or a predicate (name, module) -> bool, asked for each convolution. None: every
+            grouped or depth-wise `nn.Conv2d` with a kernel above 1x1, subclasses with a forward of their own left out.
+        train_basis: False freezes the inherited kernels, as RefConv (arXiv 2310.10563) does with those of a trained
+            network; True leaves them as trainable as they were.
+        transform_size: side of T's kernels, odd.
+
+    Raises:
+        ValueError: if nothing is chosen, or a chosen layer has what a `RecConv` could not keep: a kernel shared with
+            another module, hooks, parametrizations, or parameters and buffers beside kernel and bias.
+        TypeError: if a chosen layer is no `nn.Conv2d` (Conv1d, Conv3d, transposed) or of a subclass, or `where` is
+            none of the above.
+    """
+    layers = {
+        id(conv): RecConv.over(conv, transform_size=transform_size, train_basis=train_basis)
+        for conv in _chosen(model, where)
+    }
+    # The memo makes deepcopy use each new layer where the convolution stood, so sharing is kept.
+    return at_once(each_for_itself(copy.deepcopy(model, layers)))
+
+
+def _chosen(model: nn.Module, where: str | Chooser | None) -> list[nn.Conv2d]:
+    """The convolutions that `recalibrate` replaces; it documents the arguments and errors."""
+    if where is None:
+        choose, said = _grouped, "grouped or depth-wise nn.Conv2d with a kernel above 1x1"
+    elif isinstance(where, str):
+        choose, said = (lambda name, _: fnmatchcase(name, where)), f"convolution whose name matches {where!r}"
+    elif callable(where):
+        choose, said = where, "convolution for which `where` is true"
+    else:
+        raise TypeError(f"where: got {where!r}, expected a name pattern or a predicate (name, module) -> bool")
+    # A layer in several places has several names; any of them chooses it.
+    there, chosen = [], {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, _CONVOLUTIONS):
+            there.append(f"{name or 'itself'} ({type(module).__name__})")
+            if choose(name, module):
+                chosen.setdefault(module, name or "the model itself")
+    if not chosen:
+        raise ValueError(
+            f"nothing to recalibrate in this {type(model).__name__}: it has no {said}; "
+            f"its convolutions are {', '.join(there[:3])}{', …' if len(there) > 3 else ''}: "
+            "choose some by `where`"
+            if there
+            else f"nothing to recalibrate in this {type(model).__name__}: it has no convolution"
+        )
+    owners = defaultdict(set)
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            owners[id(parameter)].add(module)
+    fresh = [module for module in chosen if not isinstance(module, RecConv)]
+    for module in fresh:
+        sharing = any(len(owners[id(parameter)]) > 1 for parameter in module.parameters(recurse=False))
+        _refuse(chosen[module], module, sharing)
+    return fresh
+
+
+def _grouped(_: str, module: nn.Module) -> bool:
+    own_forward = type(module) not in (nn.Conv2d, RecConv) and not is_parametrized(module)
+    return isinstance(module, nn.Conv2d) and not own_forward and module.groups > 1 and max(module.kernel_size) > 1
+
+
+def _refuse(name: str, module: nn.Module, sharing: bool) -> None:
+    """Raises TypeError or ValueError if a `RecConv` in the place of `module` would not be the same."""
+    kind = type(module).__name__
+    mend = "leave it out by `where`"
+    if not isinstance(module, nn.Conv2d):
+        raise TypeError(f"{name}: is a {kind}, and only nn.Conv2d can be recalibrated: {mend}")
+    if is_parametrized(module):
+        raise ValueError(f"{name}: has parametrizations, which would be lost: remove them first, or {mend}")
+    if type(module) is not nn.Conv2d:
+        raise TypeError(f"{name}: is a {kind}, a subclass of nn.Conv2d whose forward would be lost: {mend}")
+    hooks = [kept for kept, value in vars(module).items() if kept.endswith("_hooks") and value]
+    if hooks:
+        raise ValueError(f"{name}: has hooks ({', '.join(hooks)}), which would be lost: remove them first, or {mend}")
+    own = {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"}
+    if own:
+        raise ValueError(f"{name}: has {', '.join(sorted(own))} beside weight and bias, which would be lost: {mend}")
+    if sharing:
+        raise ValueError(f"{name}: shares its weight or bias with another module, and only one would change: {mend}")
+
+
 def fold(model: nn.Module) -> nn.Module:
     """A copy of `model` in which every `RecConv` is a plain `nn.Conv2d` with the same function.
 
@@ -146,12 +266,17 @@ def fold(model: nn.Module) -> nn.Module:
     """
     # The memo makes deepcopy use each folded layer where the RecConv stood, so T is never copied and sharing is kept.
     memo = {id(module): module.fold() for module in model.modules() if isinstance(module, RecConv)}
-    folded = copy.deepcopy(model, memo)
-    for module in folded.modules():
+    return each_for_itself(copy.deepcopy(model, memo))
+
+
+def each_for_itself(model: nn.Module) -> nn.Module:
+    """Undoes `at_once` in `model` and all its parts: each layer computes its kernel when it runs. Returns `model`."""
+    for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if hook in (_compute, _forget)]:
                 del hooks[key]
-    return folded
+                module._forward_hooks_always_called.pop(key, None)
+    return model
 
 
 def is_recalibrated(model: nn.Module) -> bool:

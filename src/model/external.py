@@ -1,0 +1,85 @@
+"""Networks that another package describes: spandrel (https://github.com/chaiNNer-org/spandrel, MIT licence) recognises
+the files of some fifty super-resolution architectures. They can be tested here, not trained.
+"""
+
+from importlib import import_module
+
+import torch
+from torch import nn
+
+from errors import UserError
+
+
+class External(nn.Module):
+    """A network of spandrel's behind this framework's interface.
+
+    (N, n_colors, H, W) in 0..`rgb_range`, float -> (N, n_colors, scale * H, scale * W), clamped to that range, as
+    spandrel does; sides that the network cannot take are padded and cut again.
+
+    Args:
+        described: spandrel's `ImageModelDescriptor`, whose images are in 0..1.
+        rgb_range: the value range of the images here.
+    """
+
+    def __init__(self, described, *, rgb_range: float):
+        super().__init__()
+        self.network = described.model  # as a module, so that devices and dtypes reach it
+        self.described, self.rgb_range = described, rgb_range
+        self.hyperparameters = {
+            "scale": described.scale,
+            "architecture": described.architecture.name,
+            "n_colors": described.input_channels,
+            "rgb_range": rgb_range,
+        }
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.described(x / self.rgb_range) * self.rgb_range
+
+
+def load(path: str, *, rgb_range: float) -> External:
+    """The network of any file that spandrel recognises, on the CPU.
+
+    Raises:
+        UserError: if spandrel is not installed or cannot be imported, or the file is none of an image network for
+            gray or RGB images.
+    """
+    need = "--model spandrel needs the spandrel package"
+    mend = "pip install -r requirements-extra.txt, with the torchvision that belongs to the installed torch"
+    try:
+        spandrel = import_module("spandrel")
+    except ModuleNotFoundError as error:
+        raise UserError(f"{need}, and there is no {error.name}: {mend}") from None
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision that does not fit is a RuntimeError
+        raise UserError(f"{need}, which cannot be imported here ({error}): {mend}") from None
+    try:
+        described = spandrel.ModelLoader(device="cpu").load_from_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file: check the path") from None
+    except spandrel.UnsupportedModelError:
+        raise UserError(
+            f"{path}: spandrel recognises no network in it: give another file, or --model for one of ours"
+        ) from None
+    except Exception as error:  # whatever the readers of three file formats and fifty architectures raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: spandrel cannot read it ({reason[:200]}): give another file") from None
+    if not isinstance(described, spandrel.ImageModelDescriptor):
+        raise UserError(f"{path}: {described.architecture.name} needs more than an image: give a file of an SR network")
+    if described.input_channels != described.output_channels or described.input_channels not in (1, 3):
+        raise UserError(
+            f"{path}: {described.architecture.name} maps {described.input_channels} channels to "
+            f"{described.output_channels}: expected gray or RGB images on both sides"
+        )
+    return External(described, rgb_range=rgb_range).eval()
+
+
+def adopt(args, network: External):
+    """The options with the scale and colours of the network.
+
+    Raises:
+        UserError: if a flag that was given contradicts them.
+    """
+    found = {flag: network.hyperparameters[flag] for flag in ("scale", "n_colors")}
+    for flag, value in found.items():
+        if flag in args.given and getattr(args, flag) != value:
+            raise UserError(f"--{flag} {getattr(args, flag)}, but {args.pre_train} has {value}: drop --{flag}")
+    return args.replace(**found)
