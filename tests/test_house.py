@@ -14,6 +14,7 @@ import degrade
 import demo
 import export
 import kl
+import report
 import verify_resume
 from option import build_parser
 
@@ -25,7 +26,7 @@ LEVELS = [
     {"data", "experiment"},
     {"evaluate"},
     {"trainer"},
-    {"main", "export", "kl", "demo", "degrade", "verify_resume"},
+    {"main", "export", "kl", "demo", "degrade", "report", "verify_resume"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(SRC.rglob("*.py"))
@@ -93,6 +94,7 @@ PARSERS = {
     "kl.py": kl.build_parser,
     "demo.py": demo.build_parser,
     "degrade.py": degrade.build_parser,
+    "report.py": report.build_parser,
     "verify_resume.py": verify_resume.build_parser,
 }
 PROGRAM_LINES = [line for line in commands() if any(name in line for name in PARSERS)]
