@@ -7,8 +7,8 @@ Goes in: folders in which `main.py --test_only --save_results --save_gt` left sc
 log.txt. Compared are the images that all of them have, and bicubic, which is made here from LR.
 
 Comes out, in one folder: index.html, which holds scores, style and script (src/page/), and the pictures beside it in
-images/. They are files, not data URLs, because a benchmark's pictures are tens to hundreds of megabytes, and so a browser
-loads only those that it shows. Paths are relative and nothing comes from a network, so file:// will do.
+images/. They are files, not data URLs, because a benchmark's pictures are tens to hundreds of megabytes, of which a
+browser then loads what it shows. Paths are relative and nothing comes from a network, so file:// will do.
 """
 
 import csv
@@ -24,11 +24,10 @@ from urllib.parse import quote
 import matplotlib
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import figures
-from data import resize
-from data.image import read_image, write_png
+from data import resize, usable_cores
+from data.image import for_each, read_image, write_png
 from errors import UserError, run
 from metrics import PROTOCOL, psnr_ssim, rgb_to_y
 from option import Parser
@@ -92,7 +91,7 @@ class Tested:
     folder: Path
     scores: dict[str, dict[str, Score]]
     protocols: dict[str, str]
-    scales: dict[str, int]
+    scales: dict[str, int | None]  # None where nothing tells
 
     def path(self, set_name: str, image: str, kind: str) -> Path:
         """Where main.py wrote an image of the test; `kind` is SR, LR or HR."""
@@ -135,7 +134,7 @@ def read_all(texts: list[str]) -> list[Tested]:
 def _read_tested(name: str, folder: Path) -> Tested:
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder: name one below experiment/ that main.py tested into")
-    paths = sorted(folder.glob("scores-*.csv"))
+    paths = sorted(folder.glob("scores-*.csv"), key=_natural)
     if not paths:
         raise UserError(f"{folder}: has no scores-<Set>.csv: {_AGAIN} --save {folder.name}")
     log_file = folder / "log.txt"
@@ -148,6 +147,11 @@ def _read_tested(name: str, folder: Path) -> Tested:
         protocols[set_name] = protocol
         scales[set_name] = scale or _scale_of_files(folder, set_name)
     return Tested(name, folder, scores, protocols, scales)
+
+
+def _natural(path: Path) -> list:
+    """A key that puts Set5 before Set14."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.stem)]
 
 
 def _read_scores(path: Path) -> dict[str, Score]:
@@ -165,13 +169,11 @@ def _from_log(text: str, set_name: str) -> tuple[str, int | None]:
     return (found[-1][1], int(found[-1][0])) if found else ("not recorded in log.txt", None)
 
 
-def _scale_of_files(folder: Path, set_name: str) -> int:
+def _scale_of_files(folder: Path, set_name: str) -> int | None:
+    """The scale of the set's SR images; None if there are none, or of several scales."""
     names = [path.name for path in folder.glob(f"results-{set_name}/*_SR.png")]
     scales = {int(found[1]) for name in names if (found := re.search(r"_x(\d+)_SR\.png$", name))}
-    if len(scales) != 1:
-        seen = f"SR images at {len(scales)} scales" if scales else "no SR images"
-        raise UserError(f"{folder}/results-{set_name}: has {seen}, expected those of one test: {_AGAIN}")
-    return scales.pop()
+    return scales.pop() if len(scales) == 1 else None
 
 
 def common_images(tested: list[Tested]) -> list[tuple[str, str]]:
@@ -190,6 +192,12 @@ def common_images(tested: list[Tested]) -> list[tuple[str, str]]:
         names = sorted("/".join(image) for image in left_out)
         print(f"left out, as not every experiment has them: {', '.join(names[:8])}{' …' * (len(names) > 8)}")
     for name in sorted({name for name, _ in common}):
+        for one in tested:
+            if one.scales[name] is None:
+                raise UserError(
+                    f"{one.folder}: holds neither SR images of {name} at one scale, nor a log.txt that says which one "
+                    f"was tested: {_AGAIN}"
+                )
         scales = {one.scales[name] for one in tested}
         if len(scales) > 1:
             have = ", ".join(f"{one.name} x{one.scales[name]}" for one in tested)
@@ -228,7 +236,7 @@ def load(tested: list[Tested], set_name: str, image: str) -> Compared:
     for label, picture in pictures.items():
         if picture.shape != hr.shape:
             raise UserError(
-                f"{set_name}/{image}: {label} has {_size(picture)} pixels, HR has {_size(hr)}, expected the same: {_AGAIN}"
+                f"{set_name}/{image}: {label} has {_size(picture)} pixels and HR {_size(hr)}, must be equal: {_AGAIN}"
             )
 
     scores = {BICUBIC: psnr_ssim(_tensor(pictures[BICUBIC]), _tensor(hr), scale)}
@@ -297,22 +305,25 @@ def make_page(
     title: str | None = None,
 ) -> None:
     """Writes the page of these images into `out`. index.html comes last; then pictures of an older page go."""
-    before, written, entries, scores = _listed(out), set(), [], {}
-    for set_name, image in tqdm(images, desc="images", disable=None, leave=False):
-        compared = load(tested, set_name, image)
-        if not entries:  # not before: where the files of a test are missing, nothing should be left behind
-            _list(out, before)
-        entry, names = _write_pictures(compared, set_name, image, tested[0].scales[set_name], out)
-        entries.append(entry)
-        written |= names
-        scores[set_name, image] = compared.scores
+    before, written, entries, scores = _listed(out), set(), {}, {}
+    load(tested, *images[0])  # where a test left no pictures at all, no folder should be begun
+    _list(out, before)
+
+    def make(name: tuple[str, str]) -> None:
+        compared = load(tested, *name)
+        entries[name], files = _write_pictures(compared, *name, tested[0].scales[name[0]], out)
+        written.update(files)
+        scores[name] = compared.scores
+
+    for_each(make, images, n_threads=usable_cores(), title="images")
+    scores = {name: scores[name] for name in images}  # threads end in any order
     _list(out, before | written)
 
     sets = list(dict.fromkeys(name for name, _ in images))
     counted = ", ".join(
         f"{name} x{tested[0].scales[name]} ({sum(name == other for other, _ in images)})" for name in sets
     )
-    facts = {"images": entries, "errorMax": ERROR_MAX, "errorColors": _css_colors()}
+    facts = {"images": [entries[name] for name in images], "errorMax": ERROR_MAX, "errorColors": _css_colors()}
     page = Template((_TEMPLATES / "index.html").read_text(encoding="utf-8")).substitute(
         title=html.escape(title or f"Super-resolution: {', '.join(one.name for one in tested)}"),
         lead=html.escape(f"{len(images)} images: {counted}"),
@@ -402,13 +413,15 @@ def protocol_lines(tested: list[Tested], sets: list[str]) -> list[str]:
     ways = {}
     for one in tested:
         for name in sets:
-            ways.setdefault(one.protocols[name], []).append(f"{one.name} on {name}")
+            ways.setdefault(one.protocols[name], {}).setdefault(one.name, []).append(name)
     if len(ways) == 1:
         lines = [f"Protocol: {next(iter(ways))}."]
     else:
         lines = ["The methods were not all scored in one way:"]
-        lines += [f"{', '.join(who)}: {way}." for way, who in ways.items()]
-    return [*lines, f"Bicubic is made from LR with MATLAB's recipe and scored here: {PROTOCOL}."]
+        for way, methods in ways.items():
+            who = "; ".join(f"{method} on {', '.join(on)}" for method, on in methods.items())
+            lines.append(f"{who}: {way}.")
+    return [*lines, f"Bicubic is made from the LR image, in colour, and scored here: {PROTOCOL}."]
 
 
 def mean_table(scores: dict[tuple[str, str], dict[str, Score]]) -> dict:
@@ -553,7 +566,7 @@ def _list(out: Path, names: set[str]) -> None:
 
 
 def _tensor(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.tensor(pixels).permute(2, 0, 1)
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:
