@@ -3,18 +3,22 @@
 import io
 import math
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 DPI = 120
 
 
-def rendered(figure: Figure, form: str = "png") -> bytes:
+def rendered(figure: Figure, form: str = "png", dpi: int = DPI) -> bytes:
     """A figure as the bytes of a file, "png" or "pdf"."""
     buffer = io.BytesIO()
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    figure.savefig(buffer, format=form, dpi=DPI)
+    # Publishers refuse matplotlib's default, Type 3 fonts.
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(buffer, format=form, dpi=dpi)
     return buffer.getvalue()
 
 
@@ -87,3 +91,48 @@ def crops(rows: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> bytes:
             axis.set_xlabel(label, fontsize=9)
         axes[0].set_ylabel(name, fontsize=9)
     return rendered(figure)
+
+
+def crop_comparison(
+    name: str,
+    whole: np.ndarray,
+    box: tuple[int, int, int, int],
+    crops: list[tuple[str, list[tuple[str, bool]], np.ndarray]],
+) -> dict[str, bytes]:
+    """The comparison that papers print: an image with a box, beside it the box in two rows, as {"png": …, "pdf": …}.
+
+    Args:
+        name: what stands under the whole image.
+        whole: uint8 (H, W, 3).
+        box: (x, y, width, height) in its pixels.
+        crops: (label, [(score, whether it is the best), …], uint8 (height, width, 3)) of each method.
+    """
+    x, y, width, height = box
+    columns = math.ceil(len(crops) / 2)
+    crop_width = 1.5
+    rows_height = 2 * (crop_width * height / width + 0.42)  # two lines of text under each crop
+    whole_width = min(max(rows_height - 0.25, 1.0) * whole.shape[1] / whole.shape[0], 6.0)
+    size = (whole_width + columns * (crop_width + 0.1), rows_height)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.add_gridspec(2, columns + 1, width_ratios=[whole_width, *[crop_width] * columns])
+
+    axis = figure.add_subplot(grid[:, 0])
+    axis.imshow(whole, interpolation="none")  # "none" puts the pixels themselves into a PDF
+    # Two strokes are seen on any ground.
+    for color, line_width in (("black", 2.4), ("#ffd400", 1.2)):
+        axis.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=color, linewidth=line_width))
+    axis.set_xlabel(name, fontsize=8)
+    axes = [axis]
+
+    for at, (label, scores, pixels) in enumerate(crops):
+        axis = figure.add_subplot(grid[at // columns, at % columns + 1])
+        # Viewers of PDF smooth what they enlarge; pixels that are large already stay squares.
+        factor = math.ceil(480 / max(width, height))
+        axis.imshow(pixels.repeat(factor, axis=0).repeat(factor, axis=1), interpolation="none")
+        said = " / ".join(rf"$\mathbf{{{text}}}$" if best else text for text, best in scores)
+        axis.set_xlabel(label.replace("$", r"\$") + "\n" + said, fontsize=8)
+        axes.append(axis)
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return {form: rendered(figure, form, dpi=300) for form in ("png", "pdf")}

@@ -15,6 +15,7 @@ import demo
 import export
 import kl
 import prepare
+import report
 import tabulate
 import verify_resume
 from option import build_parser
@@ -28,7 +29,7 @@ LEVELS = [
     {"data", "experiment"},
     {"evaluate", "formats"},
     {"trainer"},
-    {"main", "export", "kl", "demo", "degrade", "prepare", "tabulate", "verify_resume"},
+    {"main", "export", "kl", "demo", "degrade", "prepare", "tabulate", "report", "verify_resume"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(SRC.rglob("*.py"))
@@ -98,6 +99,7 @@ PARSERS = {
     "degrade.py": degrade.build_parser,
     "tabulate.py": tabulate.build_parser,
     "prepare.py": prepare.build_parser,
+    "report.py": report.build_parser,
     "verify_resume.py": verify_resume.build_parser,
 }
 PROGRAM_LINES = [line for line in commands() if any(name in line for name in PARSERS)]
