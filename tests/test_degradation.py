@@ -95,7 +95,7 @@ def test_training_and_testing(small_set, capsys):
     test = ("--test_only", "--pre_train", folder / "small/model/model_latest.pt")
     launch(*small_run(small_set, *test, "--save", "plain"))
     launch(*small_run(small_set, *test, "--save", "worse", "--degradation", "bicubic+jpeg30"))
-    assert "LR degraded, bicubic+jpeg30" in capsys.readouterr().out
+    assert "LR bicubic+jpeg30;" in capsys.readouterr().out
     assert all(a[1] != b[1] for a, b in zip(scores(folder / "plain"), scores(folder / "worse"), strict=True))
     with pytest.raises(Exception, match=r"--degradation bicubic.*--override degradation"):
         launch("--load", "small", "--degradation", "bicubic", "--dir_experiment", folder, "--epochs", "2")
