@@ -5,6 +5,7 @@ import math
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -136,3 +137,87 @@ def crop_comparison(
         axis.set_xticks([])
         axis.set_yticks([])
     return {form: rendered(figure, form, dpi=300) for form in ("png", "pdf")}
+
+
+# Of Okabe and Ito, which colour-blind people tell apart; markers and dashes tell them apart in print.
+ROW_STYLES = {
+    "W_b": {"color": "#0072B2", "marker": "o", "linestyle": "--", "markerfacecolor": "white"},
+    "W_t": {"color": "#D55E00", "marker": "s", "linestyle": "-"},
+    "W": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
+}
+
+
+def layers(values: dict[str, dict[str, list[float]]], per_block: int) -> bytes:
+    """A panel for each measure: its value in every layer, a line for each kind of kernel.
+
+    Args:
+        values: measure -> row label ("W_b", "W_t" or "W") -> a value for each layer in the order of execution.
+        per_block: layers in a block; blocks are told apart by lines.
+    """
+    figure = Figure(figsize=(10, 2.7 * len(values)), layout="constrained")
+    for axis, (measure, rows) in zip(figure.subplots(len(values), 1, squeeze=False)[:, 0], values.items(), strict=True):
+        for label, row in rows.items():
+            axis.plot(range(1, len(row) + 1), row, label=f"${label}$", linewidth=1, markersize=3, **ROW_STYLES[label])
+        n_layers = len(next(iter(rows.values())))
+        for end in range(per_block, n_layers, per_block):
+            axis.axvline(end + 0.5, color="0.8", linewidth=0.8, zorder=0)
+        axis.set_ylabel(measure)
+        axis.set_xlim(0.5, n_layers + 0.5)
+        axis.set_ylim(bottom=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, ncols=len(rows), loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+    axis.set_xlabel("layer, in the order of execution; a line after each block")
+    return rendered(figure)
+
+
+def growth(epochs: list[float], rows: dict[str, list[float]], xlabel: str) -> bytes:
+    """The mean divergence of all layers over training, a line for each kind of kernel."""
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for label, row in rows.items():
+        axis.plot(epochs, row, label=f"${label}$", **ROW_STYLES[label])
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel("mean KL divergence of all layers")
+    axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    return rendered(figure)
+
+
+def receptive_field(share: np.ndarray, half: int, radius: int) -> bytes:
+    """How much each input pixel moves the middle output pixel, on a logarithmic scale.
+
+    Args:
+        share: (H, W), of 1 in all; what is below a hundred-thousandth of the largest is drawn as that.
+        half: side of the square around the middle, in pixels beyond it, that holds 95 % of it.
+        radius: pixels that local operators reach; beyond is the attention's doing alone.
+    """
+    figure = Figure(figsize=(5.2, 4.3), layout="constrained")
+    axis = figure.subplots()
+    middle = share.shape[0] // 2
+    low = max(share.max() * 1e-5, share.min())
+    image = axis.imshow(
+        share.clip(low),
+        norm=LogNorm(low, share.max()),
+        cmap="cividis",
+        extent=(-middle - 0.5, middle + 0.5, middle + 0.5, -middle - 0.5),
+        interpolation="nearest",
+    )
+    for side, style, label in ((half, "-", "95 %"), (radius, "--", "reach of the convolutions")):
+        if side < middle:
+            box = [-side - 0.5, side + 0.5]
+            axis.plot(
+                [box[0], box[1], box[1], box[0], box[0]],
+                [box[0], box[0], box[1], box[1], box[0]],
+                style,
+                color="white",
+                label=label,
+            )
+    if axis.lines:
+        axis.legend(loc="lower right", fontsize=8, facecolor="black", labelcolor="white", framealpha=0.6)
+    axis.set_xlabel("LR pixels from the middle")
+    figure.colorbar(image, label="share of the output's gradient")
+    return rendered(figure)

@@ -1,5 +1,6 @@
 """kl.py, demo.py and the pictures: against direct computation, and with wrong input."""
 
+import csv
 import itertools
 import math
 
@@ -47,16 +48,53 @@ def test_equal_kernels_do_not_diverge():
 
 
 def test_kl_of_the_training_form(trained, tmp_path, capsys):
-    kl.main(["--pre_train", str(trained), "--out", str(tmp_path / "kl"), "--layer", "2"])
+    out = tmp_path / "kl"
+    kl.main(["--pre_train", str(trained), "--out", str(out), "--layer", "2"])
     names = [f"kl_block{block}_layer2_{row}.npy" for block in (1, 2) for row in ("W_b", "W_t")]
-    assert sorted(path.name for path in (tmp_path / "kl").iterdir()) == sorted([*names, "kl.png"])
+    names += ["kl.png", "layers.png", "layers.csv", "receptive_field.npy", "receptive_field.png"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
     state = load_tensors(trained)["model"]
-    basis = np.load(tmp_path / "kl/kl_block2_layer2_W_b.npy")
+    basis = np.load(out / "kl_block2_layer2_W_b.npy")
     assert np.allclose(basis, kl.kl_matrix(state["body.1.blocks.0.conv_acts.1.0.weight"]).numpy())
     said = capsys.readouterr().out
-    recalibrated = np.load(tmp_path / "kl/kl_block2_layer2_W_t.npy")
+    recalibrated = np.load(out / "kl_block2_layer2_W_t.npy")
     assert f"block 2: mean divergence W_b {kl.mean_divergence(basis):.4f} -> W_t" in said
     assert not np.allclose(basis, recalibrated)
+
+    with open(out / "layers.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 36
+    assert float(rows[19]["divergence W_b"]) == pytest.approx(kl.mean_divergence(basis))  # block 2, layer 2
+    assert float(rows[19]["divergence W_t"]) == pytest.approx(kl.mean_divergence(recalibrated))
+    field = np.load(out / "receptive_field.npy")
+    assert field.shape == (kl.FIELD, kl.FIELD)
+    assert field.sum() == pytest.approx(1)
+    assert field[kl.FIELD // 2, kl.FIELD // 2] > 10 * field[0, 0]
+
+
+def test_effective_rank():
+    """1 for multiples of one kernel, n for orthogonal ones of one length."""
+    assert kl.effective_rank(torch.outer(torch.arange(1.0, 6), torch.randn(9)).view(5, 1, 3, 3)) == pytest.approx(1)
+    assert kl.effective_rank(torch.eye(9)[:4].view(4, 1, 3, 3) * 7) == pytest.approx(4)
+    assert 1 < kl.effective_rank(torch.randn(6, 1, 3, 3)) < 6
+
+
+def test_growth_over_several_checkpoints(tmp_path):
+    """Divergence by epoch, as the files state it; files of different forms cannot be compared."""
+    paths = []
+    for epoch, size in ((3, 0.1), (5, 0.3), (9, 0.6)):
+        network = randomise(KRGN(scale=2, n_feats=8, n_resgroups=1), size)
+        paths.append(str(tmp_path / f"model_{epoch}.pt"))
+        save_tensors(tmp_path / f"model_{epoch}.pt", pack(network, "KRGN", epoch=epoch))
+    kl.main(["--pre_train", *paths, "--out", str(tmp_path / "kl")])
+    with open(tmp_path / "kl/epochs.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["3", "5", "9"]
+    assert [float(row["W_t"]) for row in rows] == sorted(float(row["W_t"]) for row in rows)
+    assert Image.open(tmp_path / "kl/epochs.png").size[0] > 300
+    save_tensors(tmp_path / "plain.pt", pack(KRGN(scale=2, n_feats=8, n_resgroups=1, recalibrated=False), "KRGN"))
+    with pytest.raises(UserError, match="files of one form"):
+        kl.main(["--pre_train", paths[0], str(tmp_path / "plain.pt"), "--out", str(tmp_path / "kl")])
 
 
 @pytest.mark.parametrize(("folded", "reason"), [(True, "its basis is gone"), (False, "it has no basis")])
@@ -65,7 +103,7 @@ def test_kl_without_a_basis_draws_one_row(tmp_path, capsys, folded, reason):
     network = KRGN(scale=2, n_feats=8, n_resgroups=1, recalibrated=False)
     save_tensors(path, pack(network, "KRGN", **({"folded": True} if folded else {})))
     kl.main(["--pre_train", str(path), "--out", str(tmp_path / "kl")])
-    assert len(list((tmp_path / "kl").glob("*.npy"))) == 1
+    assert len(list((tmp_path / "kl").glob("kl_*.npy"))) == 1
     assert reason in capsys.readouterr().out
 
 
