@@ -8,7 +8,6 @@ network is folded first, as it is deployed. Prints the table, and writes it as M
 
 import hashlib
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from model.tiling import peak_bytes
 from option import Parser, parse_args, whole_number
 from option import build_parser as training_parser
 from tables import as_text, tabulate, write_all
-from utility import choose_device, git_commit, load_tensors, seed_everything
+from utility import choose_device, git_commit, load_tensors, processor, seed_everything
 
 __all__ = ["tabulate"]  # torch looks for the PyPI package of this name when a program ends, and finds this file
 
@@ -363,15 +362,6 @@ def notes(methods: list[Method], options, args, device: torch.device) -> list[st
         said.append("published: as printed by the authors, not measured; their bicubic follows SRCNN's protocol")
     said.append(f"torch {torch.__version__}, git commit {git_commit()}")
     return said + [f"{method.name}: {method.source}, SHA-256 {method.sha256}" for method in methods if method.source]
-
-
-def processor() -> str:
-    """The CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import platform
 import random
 import subprocess
 import sys
@@ -86,6 +87,15 @@ def available_memory() -> int | None:
         return free
     except (OSError, ValueError, KeyError):
         return None
+
+
+def processor() -> str:
+    """The CPU's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 @functools.cache

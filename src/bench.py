@@ -1,0 +1,470 @@
+"""The project's benchmark: each case against what the published release computes, in turn, in one run.
+
+    python bench.py all --cpu --out ../experiment/bench
+    python bench.py infer --device cuda
+
+A case lives in a process of its own, with the allocator and the operators that it is about. The processes run one at a
+time, each once per turn, so that a machine that slows down slows all cases alike. The table gives medians, their
+spread, ratios to the published form of the same group, and how far a case is from two ceilings measured in the same
+turns: the arithmetic of a large matrix product and the bandwidth of a large copy.
+
+The published form is KRGN as released: plain kernels, groups 32, NCHW, eager, torch's operators, the C library's
+allocator. The loader's is EDSR's: whole images out of pickles, Python's `random`, float tensors out of the workers.
+This is the only place where speed is claimed.
+"""
+
+import copy
+import multiprocessing
+import os
+import pickle
+import platform
+import random
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import skimage
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from data import build_test_sets, build_train_set, train_batches
+from data.image import read_image, write_png
+from errors import UserError
+from errors import run as run_program
+from evaluate import evaluate
+from model.krgn import KRGN
+from model.recalibration import RecConv, fold
+from optimisation import make_optimizer
+from option import Parser, parse_args, whole_number
+from option import build_parser as training_parser
+from tables import as_text, write_all
+from utility import git_commit, keep_memory, processor
+
+SCALE = 4
+LR_SIZE = (180, 320)  # (H, W): a 1280x720 image at x4
+BATCH, PATCH = 16, 48  # training: LR patches of this side
+WARM_UP = 1
+PHOTO = (1400, 2040)  # (H, W) of the loader's images, DIV2K's usual size
+N_PHOTOS = 8
+LOADED = 30  # batches a run of the loader
+
+
+@dataclass
+class Case:
+    """One row: what runs, where, and the baseline of its group.
+
+    Args:
+        setup: name of the function of this file that prepares the case in its process.
+        options: for that function.
+        environment: set before the process imports torch.
+        baseline: whether the ratios of the group refer to it.
+    """
+
+    group: str
+    name: str
+    setup: str
+    options: dict = field(default_factory=dict)
+    environment: dict = field(default_factory=dict)
+    baseline: bool = False
+
+
+PLAIN_OPERATORS = {"KRGN_FUSED": "0"}
+
+
+def cases(which: str, args) -> list[Case]:
+    """The cases of a command."""
+    published = {"groups": 32, "published": True}
+    found = []
+    if which in ("infer", "all"):
+        name = f"inference {LR_SIZE[1]}x{LR_SIZE[0]} x{SCALE}"
+        found += [
+            Case(name, "published form", "prepare_inference", published, PLAIN_OPERATORS, True),
+            Case(name, "groups 32", "prepare_inference", {"groups": 32}),
+            Case(name, "depth-wise", "prepare_inference"),
+            Case(name, "depth-wise, plain operators", "prepare_inference", {}, PLAIN_OPERATORS),
+            Case(name, "depth-wise, training form", "prepare_inference", {"folded": False}),
+        ]
+    if which in ("train", "all"):
+        name = f"training step, {args.batch} patches {PATCH}x{PATCH} LR"
+        batch = {"batch": args.batch}
+        found += [
+            Case(name, "published form", "prepare_training", published | batch, PLAIN_OPERATORS, True),
+            Case(name, "plain kernels", "prepare_training", {"kernels": "plain"} | batch),
+            Case(name, "recalibrated", "prepare_training", batch),
+        ]
+    if which in ("load", "all"):
+        for workers in (0, 2):
+            name = f"loading, {LOADED} batches of 16 patches of 192, {workers} workers"
+            options = {"workers": workers, "folder": args.folder}
+            found += [
+                Case(name, "EDSR's way", "prepare_edsr_loading", options, {}, True),
+                Case(name, "ours", "prepare_loading", options),
+            ]
+    if which == "test" or (which == "all" and args.dir_data):
+        options = {"dir_data": args.dir_data}
+        name = f"test Set5+Set14 x{SCALE}"
+        found += [
+            Case(name, "published form", "prepare_test", published | options, PLAIN_OPERATORS, True),
+            Case(name, "groups 32", "prepare_test", {"groups": 32} | options),
+            Case(name, "depth-wise", "prepare_test", options),
+        ]
+    return found
+
+
+def build_parser() -> Parser:
+    """The command line of this program."""
+    parser = Parser(prog="bench.py", description="Speed against the published release, in one interleaved run.")
+    parser.add_argument("command", choices=("infer", "train", "load", "test", "all"), help="which cases")
+    parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="likewise, by name (default: a GPU if there is one)")
+    parser.add_argument("--n_runs", type=whole_number(1), default=5, metavar="N", help="turns (default 5)")
+    parser.add_argument("--batch", type=whole_number(1), default=BATCH, metavar="N", help="patches a step (default 16)")
+    parser.add_argument(
+        "--dir_data",
+        default="",
+        metavar="DIR",
+        help="folder with benchmark/Set5 and Set14, for `test`; `all` leaves that out without it",
+    )
+    parser.add_argument("--out", metavar="FILE", help="write FILE.md, FILE.csv, FILE.json and FILE.tex")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the cases in turn and prints the table; `errors.run` says how failures end."""
+    args = build_parser().parse_args(argv)
+
+    if args.command == "test" and not args.dir_data:
+        args.dir_data = training_parser().get_default("dir_data")
+    device = "cpu" if args.cpu else args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no GPU is visible: use --cpu")
+    with tempfile.TemporaryDirectory(prefix="bench_") as folder:
+        args.folder = folder
+        wanted = cases(args.command, args)
+        if any("folder" in case.options for case in wanted):
+            make_photos(Path(folder))
+        ceilings = [Case("ceilings", name, f"prepare_{name}") for name in ("product", "copy")]
+        workers = [Worker(case, device) for case in [*wanted, *ceilings]]
+        try:
+            measure(workers, args.n_runs)
+        finally:
+            for worker in workers:
+                worker.close()
+    table = make_table(workers, args, device)
+    print(as_text(table))
+    if args.out:
+        print(f"\nwritten: {', '.join(map(str, write_all(table, args.out)))}")
+
+
+# --- processes in turn ---
+
+
+class Worker:
+    """A case in its process. It is ready when `facts` came; `run` asks for one timed run."""
+
+    def __init__(self, case: Case, device: str):
+        self.case, self.seconds = case, []
+        ours, theirs = multiprocessing.get_context("spawn").Pipe()
+        before = {name: os.environ.get(name) for name in case.environment}
+        os.environ.update(case.environment)
+        try:
+            self.process = multiprocessing.get_context("spawn").Process(
+                target=serve, args=(theirs, case.setup, case.options | {"device": device}), daemon=False
+            )
+            self.process.start()
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+        theirs.close()
+        self.pipe = ours
+        self.facts = self._answer()
+
+    def run(self) -> float:
+        """Seconds of one run."""
+        self.pipe.send("run")
+        return self._answer()
+
+    def _answer(self):
+
+        try:
+            kind, value = self.pipe.recv()
+        except EOFError:
+            kind, value = "error", "its process ended"
+        if kind == "error":
+            raise UserError(f"{self.case.group}, {self.case.name}: {value}")
+        return value
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.pipe.close()
+        self.process.join(10)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+def serve(pipe, setup: str, options: dict) -> None:
+    """In the case's process: prepares, says so, and then times one run for each request until the pipe closes."""
+    try:
+        run, facts = globals()[setup](**options)
+        timed = clock(run, options["device"])
+        pipe.send(("facts", facts))
+        while True:
+            pipe.recv()
+            pipe.send(("seconds", timed()))
+    except EOFError:
+        pass
+    except BaseException as error:
+        said = str(error) if isinstance(error, UserError) else traceback.format_exc(limit=3).strip().splitlines()[-1]
+        pipe.send(("error", said))
+
+
+def clock(run: Callable[[], object], device: str) -> Callable[[], float]:
+    """A function that runs once and returns the seconds it took, a GPU's work included."""
+
+    def on_gpu() -> float:
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        run()
+        ended.record()
+        torch.cuda.synchronize()
+        return begun.elapsed_time(ended) / 1000
+
+    def on_cpu() -> float:
+        begun = time.perf_counter()
+        run()
+        return time.perf_counter() - begun
+
+    return on_gpu if device == "cuda" else on_cpu
+
+
+def measure(workers: list[Worker], n_runs: int) -> None:
+    """All workers in turn, `n_runs` times after the warm-up."""
+
+    for turn in tqdm(range(-WARM_UP, n_runs), desc="turns", disable=None, leave=False):
+        for worker in workers:
+            seconds = worker.run()
+            if turn >= 0:
+                worker.seconds.append(seconds)
+
+
+# --- what runs, in a process of its own ---
+
+
+def network_of(groups: int, published: bool, kernels: str = "plain"):
+    """KRGN x4 of the standard size with random weights; recalibrated ones have transforms that are not zero."""
+
+    torch.manual_seed(0)
+    network = KRGN(scale=SCALE, groups=groups, recalibrated=kernels == "recalibrated")
+    for module in network.modules():
+        if isinstance(module, RecConv):
+            torch.nn.init.normal_(module.transform, std=0.01)
+    if not published:
+        keep_memory()
+    return network if published else network.to(memory_format=torch.channels_last)
+
+
+def prepare_inference(*, device: str, groups: int = 0, published: bool = False, folded: bool = True):
+    """One image through the network."""
+
+    network = network_of(groups, published, "plain" if published or groups else "recalibrated")
+    network = (fold(network) if folded else network).eval().to(device)
+    image = torch.rand(1, 3, *LR_SIZE, device=device) * 255
+    if not published:
+        image = image.contiguous(memory_format=torch.channels_last)
+
+    def run():
+        with torch.inference_mode():
+            network(image)
+
+    return run, costs(network, image)
+
+
+def prepare_training(
+    *, device: str, groups: int = 0, published: bool = False, kernels: str = "recalibrated", batch: int = BATCH
+):
+    """Forward, backward and Adam on one batch. The published form's optimizer is torch's default, one tensor at a time
+    on the CPU."""
+
+    network = network_of(groups, published, "plain" if published else kernels).train().to(device)
+    lr = torch.rand(batch, 3, PATCH, PATCH, device=device) * 255
+    hr = torch.rand(batch, 3, SCALE * PATCH, SCALE * PATCH, device=device) * 255
+    if published:
+        optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-4)
+    else:
+        optimizer = make_optimizer(parse_args([]), network)
+        lr = lr.contiguous(memory_format=torch.channels_last)
+    loss = torch.nn.L1Loss()
+
+    def run():
+        optimizer.zero_grad(set_to_none=True)
+        loss(network(lr), hr).backward()
+        optimizer.step()
+
+    return run, {}
+
+
+def prepare_test(*, device: str, dir_data: str, groups: int = 0, published: bool = False):
+    """`main.py --test_only` of both sets, but for its start: decoding, network, scores."""
+
+    flags = ["--test_only", "--pre_train", "-", "--dir_data", dir_data, "--data_test", "Set5+Set14", "--ext", "img"]
+    test_sets = build_test_sets(parse_args([*flags, "--scale", str(SCALE)]))
+    network = fold(network_of(groups, published)).eval().to(device)
+
+    def run():
+        for test_set in test_sets:
+            evaluate(network, test_set, device=torch.device(device))
+
+    return run, {}
+
+
+def prepare_loading(*, device: str, workers: int, folder: str):
+    """`LOADED` batches of this project's loader."""
+
+    flags = ["--dir_data", folder, "--data_train", "Photos", "--scale", str(SCALE), "--patch_size", "192"]
+    train_set = build_train_set(parse_args(flags))
+    batches = train_batches(train_set, batch_size=BATCH, n_threads=workers)
+
+    def run():
+        for _ in range(LOADED):
+            next(batches)
+
+    return run, {}
+
+
+class PickledImages(Dataset):
+    """EDSR-PyTorch's kind of data set: an item is a random patch of a pair, float (3, p/scale, p/scale) and (3, p, p)."""
+
+    def __init__(self, paths: list[list[Path]]):
+        self.paths = paths
+
+    def __len__(self):
+        return BATCH * LOADED
+
+    def __getitem__(self, index):
+        lr, hr = (pickle.loads(path.read_bytes()) for path in self.paths[index % len(self.paths)])
+        side = 192 // SCALE
+        top = random.randrange(0, lr.shape[0] - side + 1)
+        left = random.randrange(0, lr.shape[1] - side + 1)
+        mirrored, flipped, turned = (random.random() < 0.5 for _ in range(3))
+        tensors = []
+        for pixels, factor in ((lr, 1), (hr, SCALE)):
+            patch = pixels[factor * top : factor * (top + side), factor * left : factor * (left + side)]
+            patch = patch[:, ::-1] if mirrored else patch
+            patch = patch[::-1] if flipped else patch
+            patch = patch.transpose(1, 0, 2) if turned else patch
+            tensors.append(torch.from_numpy(np.ascontiguousarray(patch.transpose(2, 0, 1))).float())
+        return tensors
+
+
+def prepare_edsr_loading(*, device: str, workers: int, folder: str):
+    """The same number of batches as EDSR-PyTorch loads them: each image whole out of a pickle for each patch."""
+
+    flags = ["--dir_data", folder, "--data_train", "Photos", "--scale", str(SCALE), "--patch_size", "192"]
+    paths = []
+    for pair, open_image in build_train_set(parse_args(flags)).images:
+        both = []
+        for kind, path in (("lr", pair.lr), ("hr", pair.hr)):
+            both.append(Path(folder) / f"{pair.name}_{kind}_{os.getpid()}.pickle")
+            both[-1].write_bytes(pickle.dumps(np.array(open_image(path))))
+        paths.append(both)
+
+    loader = DataLoader(PickledImages(paths), batch_size=BATCH, shuffle=True, num_workers=workers)
+
+    def run():
+        for _ in loader:
+            pass
+
+    return run, {}
+
+
+def prepare_product(*, device: str):
+    """The arithmetic ceiling: a product of two large matrices."""
+
+    n = 8192 if device == "cuda" else 2048
+    a, b = (torch.rand(n, n, device=device) for _ in range(2))
+    return lambda: a @ b, {"flop": 2 * n**3}
+
+
+def prepare_copy(*, device: str):
+    """The bandwidth ceiling: a copy of a large block into one that is there."""
+
+    n = 2**28 if device == "cuda" else 2**26
+    a, b = torch.rand(n, device=device), torch.empty(n, device=device)
+    return lambda: b.copy_(a), {"bytes": 8 * n}
+
+
+def costs(network: nn.Module, image: torch.Tensor) -> dict:
+    """{"flop": of convolutions and products, "bytes": that the least possible number of passes reads and writes}.
+
+    The least is taken as: every layer that computes across pixels or channels reads its input and writes its output
+    once, pointwise work coming for nothing; a CFFB counts as one layer.
+    """
+
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), counter:
+        copy.deepcopy(network).to("meta")(image.to("meta"))
+    pixels, channels = LR_SIZE[0] * LR_SIZE[1], network.head_conv.out_channels
+    cffbs = sum(len(group.conv_acts) // 2 for block in network.body for group in block.blocks)
+    # A PMRB's taps read four maps and write four halves; fusion reads four halves and writes one; attention reads two
+    # and writes one, and reads one before that for its statistics.
+    maps = 2 * cffbs + len(network.body) * (4 + 2 + 2 + 1 + 4) + 2 * len(network.body) + 6
+    return {"flop": counter.get_total_flops(), "bytes": 4 * pixels * channels * maps}
+
+
+def make_photos(folder: Path) -> None:
+    """Photographs of DIV2K's size, in DIV2K's shape: scikit-image's, enlarged and turned so that no two are alike."""
+
+    shipped = Path(skimage.__file__).parent / "data"
+    sources = [read_image(shipped / name) for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")]
+    for number in range(N_PHOTOS):
+        turned = np.rot90(sources[number % len(sources)], 2 * (number // len(sources)))
+        enlarged = Image.fromarray(np.ascontiguousarray(turned)).resize((PHOTO[1], PHOTO[0]), Image.BICUBIC)
+        write_png(folder / f"Photos/Photos_train_HR/{number:04}.png", np.asarray(enlarged))
+
+
+# --- the table ---
+
+
+def make_table(workers: list[Worker], args, device: str) -> dict:
+    """A table as `tables.py` takes it."""
+
+    ceilings = {worker.case.name: worker for worker in workers if worker.case.group == "ceilings"}
+    flops = ceilings["product"].facts["flop"] / statistics.median(ceilings["product"].seconds)
+    bandwidth = ceilings["copy"].facts["bytes"] / statistics.median(ceilings["copy"].seconds)
+    columns = ["case", "median (ms)", "least (ms)", "most (ms)", "times faster", "per cent of the arithmetic ceiling"]
+    columns += ["per cent of the bandwidth ceiling"]
+    rows = []
+    for worker in workers:
+        case = worker.case
+        if case.group == "ceilings":
+            continue
+        median = statistics.median(worker.seconds)
+        baseline = next(other for other in workers if other.case.group == case.group and other.case.baseline)
+        # Each turn gives a ratio of neighbours in time; their median is steadier than the ratio of medians.
+        ratio = statistics.median(a / b for a, b in zip(baseline.seconds, worker.seconds, strict=True))
+        floor = {"flop": flops, "bytes": bandwidth}
+        shares = [100 * worker.facts[kind] / floor[kind] / median if kind in worker.facts else None for kind in floor]
+        times = [1000 * seconds for seconds in (median, min(worker.seconds), max(worker.seconds))]
+        rows.append([f"{case.group}: {case.name}", *(round(t, 2) for t in times), round(ratio, 2), *shares])
+    gpu = torch.cuda.get_device_name() if device == "cuda" else ""
+    notes = [
+        f"{args.n_runs} turns after {WARM_UP} of warm-up, cases in turn, each in its own process; float32",
+        "times faster: than the first case of the group, the median over the turns",
+        f"ceilings: {flops / 1e9:.0f} GFLOP/s in a matrix product, {bandwidth / 1e9:.1f} GB/s in a copy",
+        f"{gpu or processor()}, {torch.get_num_threads()} threads; {platform.platform()}",
+        f"Python {platform.python_version()}, torch {torch.__version__}, git commit {git_commit()}",
+    ]
+    return {"title": f"{args.command}, {device}", "columns": columns, "rows": rows, "notes": notes}
+
+
+if __name__ == "__main__":
+    run_program(main)
