@@ -21,13 +21,20 @@ from functools import partial
 import torch
 from torch import nn
 
+from model import fused
 from model.common import MeanShift, activation, leaky_relu, mean_colour, upsampler
 from model.recalibration import RecConv, at_once
 
 
-def cffb(x: torch.Tensor, near: nn.Module, far: nn.Module) -> torch.Tensor:
-    """Cross-dilation feature fusion block: two branches (conv and PReLU each) over the same input, summed."""
-    return near(x) + far(x)
+def cffb(x: torch.Tensor, near: nn.Module, far: nn.Module, plus: torch.Tensor | None = None) -> torch.Tensor:
+    """Cross-dilation feature fusion block: two branches (conv and PReLU each) over the same input, summed.
+
+    `plus` is added too. One operator does it all where that is possible (`fused.py`), to the same values but for rounding.
+    """
+    if fused.fits(x, near, far):
+        return fused.cffb(x, near, far, plus)
+    out = near(x) + far(x)
+    return out if plus is None else out + plus
 
 
 class RCG(nn.Module):
@@ -47,10 +54,8 @@ class RCG(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = x
-        for near, far in zip(self.conv_acts[0::2], self.conv_acts[1::2], strict=True):
-            out = cffb(out, near, far)
-        return out + x
+        near1, far1, near2, far2, near3, far3 = self.conv_acts
+        return cffb(cffb(cffb(x, near1, far1), near2, far2), near3, far3, plus=x)
 
 
 class CCA(nn.Module):

@@ -72,8 +72,7 @@ class RecConv(nn.Conv2d):
         return recalibrated([self])[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kernel = self.kernel() if self.computed is None else self.computed
-        return self._conv_forward(x, kernel, self.bias)
+        return self._conv_forward(x, kernel_of(self), self.bias)
 
     @torch.no_grad()
     def fold(self) -> nn.Conv2d:
@@ -95,6 +94,13 @@ class RecConv(nn.Conv2d):
         if self.bias is not None:
             plain.bias.copy_(self.bias)
         return plain.train(self.training)
+
+
+def kernel_of(conv: nn.Conv2d) -> torch.Tensor:
+    """The kernel that a plain or recalibrated convolution convolves with."""
+    if not isinstance(conv, RecConv):
+        return conv.weight
+    return conv.kernel() if conv.computed is None else conv.computed
 
 
 def recalibrated(layers: list[RecConv]) -> list[torch.Tensor]:

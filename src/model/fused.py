@@ -1,0 +1,231 @@
+"""The CFFB as one operator: two 3x3 convolutions over the same input, each with its PReLU, summed in one pass over memory.
+
+torch's separate operators pass over memory six times, which on a CPU takes longer than the arithmetic. The kernel,
+`csrc/cffb.cpp`, is compiled for the user's processor when it is first needed, by one call of the C++ compiler, and kept
+in torch's folder of extensions (`TORCH_EXTENSIONS_DIR`, by default `~/.cache/torch_extensions`). Where there is no
+compiler, and with `KRGN_FUSED=0` in the environment, the plain operators run; the log says in one line which do.
+
+Deterministic: the same inputs give the same bits on the same processor, for any number of threads.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from model.recalibration import kernel_of
+
+log = logging.getLogger("krgn")
+
+SOURCE = Path(__file__).parent / "csrc/cffb.cpp"
+COMPILE = "-O3 -march=native -std=c++17 -ffp-contract=fast -fopenmp -fPIC -shared -Wno-psabi".split()
+DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+LEAST_CHANNELS = 16  # those of the widest vector register
+
+
+def fits(x: torch.Tensor, near: nn.Module, far: nn.Module) -> bool:
+    """Whether `cffb` can stand for `near(x) + far(x)` here; if not, plain operators do.
+
+    It does for float32 and float64 on a CPU and branches that are `nn.Sequential(conv, PReLU(C))`, the convolutions 3x3,
+    C -> C with C >= 16, of one or two channels a group, of any dilation, keeping the size, without hooks. What is
+    exported or traced keeps torch's own operators, so that it runs elsewhere.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.dtype in DTYPES
+        and x.dim() == 4
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_exporting()
+        and _is_branch(near, x)
+        and _is_branch(far, x)
+        and near[0].groups == far[0].groups
+        and available()
+    )
+
+
+def _is_branch(branch: nn.Module, x: torch.Tensor) -> bool:
+    if type(branch) is not nn.Sequential or len(branch) != 2:
+        return False
+    conv, act = branch
+    return (
+        isinstance(conv, nn.Conv2d)
+        and type(act) is nn.PReLU
+        and conv.in_channels == conv.out_channels == act.num_parameters == x.shape[1] >= LEAST_CHANNELS
+        and conv.groups in (conv.in_channels, conv.in_channels / 2)
+        and conv.kernel_size == (3, 3)
+        and conv.stride == (1, 1)
+        and conv.padding == conv.dilation
+        and conv.dilation[0] == conv.dilation[1]
+        and conv.padding_mode == "zeros"
+        and conv.bias is not None
+        and conv.weight.dtype == act.weight.dtype == x.dtype
+        and not (branch._forward_hooks or branch._forward_pre_hooks or conv._forward_hooks or conv._forward_pre_hooks)
+        and not (act._forward_hooks or act._forward_pre_hooks)
+    )
+
+
+def cffb(x: torch.Tensor, near: nn.Sequential, far: nn.Sequential, plus: torch.Tensor | None = None) -> torch.Tensor:
+    """near(x) + far(x), and + `plus` if it is given, in one pass; only where `fits` says so.
+
+    (N, C, H, W) of any layout, any H, W -> (N, C, H, W), channels last in memory. Differentiable once.
+    """
+    parameters = [tensor for conv, act in (near, far) for tensor in (kernel_of(conv), conv.bias, act.weight)]
+    return torch.ops.krgn.cffb(x, parameters, [near[0].dilation[0], far[0].dilation[0]], plus)
+
+
+# --- the operator: `parameters` are weight (C, C/groups, 3, 3), bias (C) and slope (C) of one branch, then the other ---
+
+
+@torch.library.custom_op("krgn::cffb", mutates_args=(), device_types="cpu")
+def _forward(
+    x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int], plus: torch.Tensor | None
+) -> torch.Tensor:
+    x, parameters = _channels_last(x), [tensor.contiguous() for tensor in parameters]
+    plus = None if plus is None else _channels_last(plus)
+    y = torch.empty_like(x)
+    _function("forward", x)(_at(x), _each(parameters), _at(plus), _at(y), _sizes(x, parameters, dilations))
+    return y
+
+
+@torch.library.custom_op("krgn::cffb_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    grad: torch.Tensor, x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int]
+) -> list[torch.Tensor]:
+    """The gradients of `x` and of each parameter. The convolutions' outputs are computed again instead of being kept."""
+    grad, x, parameters = _channels_last(grad), _channels_last(x), [tensor.contiguous() for tensor in parameters]
+    grad_x, grads = torch.empty_like(x), [torch.empty_like(tensor) for tensor in parameters]
+    sizes = _sizes(x, parameters, dilations)
+    _function("backward", x)(_at(x), _each(parameters), _at(grad), _at(grad_x), _each(grads), sizes)
+    return [grad_x, *grads]
+
+
+@_forward.register_fake
+def _(x, parameters, dilations, plus):
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@_backward.register_fake
+def _(grad, x, parameters, dilations):
+    contiguous = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in parameters]
+    return [torch.empty_like(x, memory_format=torch.channels_last), *contiguous]
+
+
+def _keep(ctx, inputs, output):
+    x, parameters, ctx.dilations, plus = inputs
+    ctx.plus = plus is not None
+    ctx.save_for_backward(x, *parameters)
+
+
+def _differentiate(ctx, grad):
+    x, *parameters = ctx.saved_tensors
+    grad_x, *grads = torch.ops.krgn.cffb_backward(grad, x, parameters, ctx.dilations)
+    return grad_x, grads, None, grad if ctx.plus else None
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _at(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _each(tensors: Sequence[torch.Tensor]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _sizes(x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int]) -> ctypes.Array:
+    n, channels, height, width = x.shape
+    return (ctypes.c_int64 * 7)(n, height, width, channels, parameters[0].shape[1], *dilations)
+
+
+def _function(direction: str, x: torch.Tensor):
+    return getattr(library(), f"cffb_{direction}_{DTYPES[x.dtype]}")
+
+
+# --- building it ---
+
+
+class Unavailable(Exception):
+    """Why the kernel cannot be used here, in a few words."""
+
+
+@torch.compiler.assume_constant_result
+@cache
+def available() -> bool:
+    """Whether the kernel can be used, after building it if need be; the log says so once."""
+    try:
+        library()
+    except Unavailable as error:
+        log.info("CFFBs run as separate operators, which is slower: %s", error)
+        return False
+    return True
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The kernel, loaded; it is built if it is not there for this source, torch and processor.
+
+    Raises:
+        Unavailable: if it is switched off or cannot be built or loaded.
+    """
+    if os.environ.get("KRGN_FUSED") == "0":
+        raise Unavailable("KRGN_FUSED=0")
+    names = [os.environ.get("CXX"), "g++", "c++", "clang++"]
+    compiler = next((path for name in names if name and (path := shutil.which(name))), None)
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions"
+    # Code for this processor may be none for the next machine that shares the folder.
+    identity = [SOURCE.read_text(), *COMPILE, str(compiler), torch.__version__, _processor()]
+    path = Path(root, "krgn", f"cffb-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so")
+    if not path.exists():
+        _build(compiler, path)
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be loaded ({error})") from None
+    log.info("CFFBs run fused: %s", path)
+    return loaded
+
+
+def _build(compiler: str | None, path: Path) -> None:
+    """Compiles the source to `path`. Several processes may do so at once: each file is renamed when it is whole."""
+    if compiler is None:
+        raise Unavailable("there is no C++ compiler (install g++, or name one in CXX)")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    begun = time.perf_counter()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run = subprocess.run([compiler, *COMPILE, str(SOURCE), "-o", str(temporary)], capture_output=True, text=True)
+        if run.returncode:
+            said = [line for line in run.stderr.splitlines() if "error" in line] or [f"status {run.returncode}"]
+            raise Unavailable(f"{compiler} failed ({said[0][:200]})")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be written ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    log.info("compiled the fused CFFB with %s in %.1f s", compiler, time.perf_counter() - begun)
+
+
+def _processor() -> str:
+    """What decides which instructions the compiler may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    except OSError:
+        return platform.machine() + platform.processor()
