@@ -1,4 +1,4 @@
-"""The CFFB as one operator: two 3x3 convolutions over the same input, each with its PReLU, summed in one pass over memory.
+"""The CFFB as one operator: two 3x3 convolutions of the same input, each with its PReLU, summed in one pass.
 
 torch's separate operators pass over memory six times, which on a CPU takes longer than the arithmetic. The kernel,
 `csrc/cffb.cpp`, is compiled for the user's processor when it is first needed, by one call of the C++ compiler, and kept
@@ -37,8 +37,8 @@ LEAST_CHANNELS = 16  # those of the widest vector register
 def fits(x: torch.Tensor, near: nn.Module, far: nn.Module) -> bool:
     """Whether `cffb` can stand for `near(x) + far(x)` here; if not, plain operators do.
 
-    It does for float32 and float64 on a CPU and branches that are `nn.Sequential(conv, PReLU(C))`, the convolutions 3x3,
-    C -> C with C >= 16, of one or two channels a group, of any dilation, keeping the size, without hooks. What is
+    It does for float32 and float64 on a CPU and branches that are `nn.Sequential(conv, PReLU(C))` without hooks, the
+    convolutions 3x3, C -> C with C >= 16, of one or two channels a group, of any dilation, keeping the size. What is
     exported or traced keeps torch's own operators, so that it runs elsewhere.
     """
     return (
@@ -85,7 +85,7 @@ def cffb(x: torch.Tensor, near: nn.Sequential, far: nn.Sequential, plus: torch.T
     return torch.ops.krgn.cffb(x, parameters, [near[0].dilation[0], far[0].dilation[0]], plus)
 
 
-# --- the operator: `parameters` are weight (C, C/groups, 3, 3), bias (C) and slope (C) of one branch, then the other ---
+# --- the operator: its `parameters` are weight (C, C/groups, 3, 3), bias (C) and slope (C) of each branch ---
 
 
 @torch.library.custom_op("krgn::cffb", mutates_args=(), device_types="cpu")
@@ -103,7 +103,7 @@ def _forward(
 def _backward(
     grad: torch.Tensor, x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int]
 ) -> list[torch.Tensor]:
-    """The gradients of `x` and of each parameter. The convolutions' outputs are computed again instead of being kept."""
+    """The gradients of `x` and of each parameter; the convolutions' outputs are computed again, not kept."""
     grad, x, parameters = _channels_last(grad), _channels_last(x), [tensor.contiguous() for tensor in parameters]
     grad_x, grads = torch.empty_like(x), [torch.empty_like(tensor) for tensor in parameters]
     sizes = _sizes(x, parameters, dilations)
@@ -166,9 +166,13 @@ class Unavailable(Exception):
 
 
 @torch.compiler.assume_constant_result
-@cache
 def available() -> bool:
     """Whether the kernel can be used, after building it if need be; the log says so once."""
+    return _tried()
+
+
+@cache
+def _tried() -> bool:
     try:
         library()
     except Unavailable as error:
@@ -218,7 +222,8 @@ def _build(compiler: str | None, path: Path) -> None:
     except OSError as error:
         raise Unavailable(f"{path} cannot be written ({error.strerror})") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
     log.info("compiled the fused CFFB with %s in %.1f s", compiler, time.perf_counter() - begun)
 
 

@@ -29,7 +29,7 @@ from model.recalibration import RecConv, at_once
 def cffb(x: torch.Tensor, near: nn.Module, far: nn.Module, plus: torch.Tensor | None = None) -> torch.Tensor:
     """Cross-dilation feature fusion block: two branches (conv and PReLU each) over the same input, summed.
 
-    `plus` is added too. One operator does it all where that is possible (`fused.py`), to the same values but for rounding.
+    `plus` is added too. Where `fused.py` can, one operator does all of it, with the same result but for rounding.
     """
     if fused.fits(x, near, far):
         return fused.cffb(x, near, far, plus)
