@@ -61,6 +61,8 @@ class RCG(nn.Module):
 class CCA(nn.Module):
     """Contrast-aware channel attention (IMDN, arXiv 1909.11856): weights each channel by its contrast and mean.
 
+    `plus` is added to the result.
+
     The statistics are global, over H and W, so the output of a tile differs from that part of the whole image's.
     """
 
@@ -71,13 +73,14 @@ class CCA(nn.Module):
             nn.Conv2d(n_feats, squeezed, 1), leaky_relu(), nn.Conv2d(squeezed, n_feats, 1), nn.Sigmoid()
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
         # Half-precision features would overflow in the sum of squares.
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         variance, mean = fused.var_mean(wide)
         # Without the epsilon the gradient of the root on a flat map is 0 * infinity = NaN.
         contrast = torch.sqrt(variance + 1e-8)
-        return x * self.conv_du((contrast + mean).to(x.dtype))
+        attention = self.conv_du((contrast + mean).to(x.dtype))
+        return x * attention if plus is None else torch.addcmul(plus, x, attention)
 
 
 class PMRB(nn.Module):
@@ -103,7 +106,7 @@ class PMRB(nn.Module):
             taps.append(conv1x1(out))
             out = block(out)
         taps.append(self.conv3x3(out))
-        return self.cca(self.conv1x1_act(torch.cat(taps, dim=1))) + x
+        return self.cca(self.conv1x1_act(torch.cat(taps, dim=1)), plus=x)
 
 
 class KRGN(nn.Module):
