@@ -135,12 +135,13 @@ inline Rows<T> rows_around(int64_t row, int64_t rate, const T* zeros, const Size
 constexpr int P = 4;
 
 // Calls work(x, edge) for groups x, x + rate, ... that hold every pixel from `begin` to `end` once, and perhaps some
-// beyond `end`; `edge` is std::true_type if a column that they need may lie beyond an edge of the image.
-template <typename Work>
+// beyond `end`; `edge` is std::true_type if so, and, where rows are not padded, if a column that they need lies beyond
+// an edge of the image.
+template <bool PADDED, typename Work>
 inline void groups(int64_t begin, int64_t end, int64_t rate, int64_t width, const Work& work) {
   for (int64_t first = begin; first < std::min(begin + rate, end); ++first)
     for (int64_t x = first; x < end; x += P * rate)
-      if (x >= rate && x + P * rate < width && x + (P - 1) * rate < end)
+      if ((PADDED || (x >= rate && x + P * rate < width)) && x + (P - 1) * rate < end)
         work(x, std::false_type{});
       else
         work(x, std::true_type{});
@@ -193,7 +194,7 @@ void forward(const T* x, const T* const* parameters, const T* plus, T* y, const 
           const Branch<T, M> near = chunk.branch[0], far = chunk.branch[1];  // copies stay in registers
           const Rows<T> near_rows = rows_around<T>(row % s.h, s.rate[0], zeros.data(), s, input);
           const Rows<T> far_rows = rows_around<T>(row % s.h, s.rate[1], zeros.data(), s, input);
-          groups(left, right, s.rate[1], s.w, [&](int64_t column, auto edge) {
+          groups<false>(left, right, s.rate[1], s.w, [&](int64_t column, auto edge) {
             Vec<T> out[P];
             convolve<decltype(edge)::value>(far, far_rows, column, out);
             for (int p = 0; p < P; ++p) {
@@ -202,7 +203,7 @@ void forward(const T* x, const T* const* parameters, const T* plus, T* y, const 
               store<T>(part + (at - left) * lanes, prelu<T>(out[p], far.slope));
             }
           });
-          groups(left, right, s.rate[0], s.w, [&](int64_t column, auto edge) {
+          groups<false>(left, right, s.rate[0], s.w, [&](int64_t column, auto edge) {
             Vec<T> out[P];
             convolve<decltype(edge)::value>(near, near_rows, column, out);
             for (int p = 0; p < P; ++p) {
@@ -223,50 +224,58 @@ template <typename T, int M>
 void backward(const T* x, const T* const* parameters, const T* grad_y, T* grad_x, T* const* grads, const Sizes& s) {
   constexpr int lanes = Vector<T>::lanes;
   const auto all = chunks<false, T, M>(parameters, s), back = chunks<true, T, M>(parameters, s);
-  const std::vector<T> zeros(s.row());
   const int64_t reach = std::max(s.rate[0], s.rate[1]), ring = 2 * reach + 1;
   const int64_t bands = (s.h + BAND - 1) / BAND;
   // Sums of the parameters' gradients over each band, laid out like the parameters: added up in order at the end.
   std::vector<Chunk<T, M>> sums(s.n * bands * all.size());
 
+  // Rows are kept with zeros around them, as wide as the groups of pixels reach: patches are small, and much of them
+  // lies beside an edge.
+  const int64_t padded = s.row() + (P + 1) * reach * s.c;
+  const std::vector<T> zeros(padded);
 #pragma omp parallel
   {
-    // The gradients of both convolutions' outputs, in the rows that a row of the input's gradient needs: they never
-    // leave the cache. Row r lies in place r % ring.
-    std::vector<T> buffer(2 * ring * s.row()), parts(s.w * lanes);
+    // The input, and the gradients of both convolutions' outputs, in the rows that a row of the input's gradient needs:
+    // they never leave the cache. Row r lies in place r % ring.
+    std::vector<T> buffer(3 * ring * padded), parts(s.w * lanes);
     T* const part = parts.data();
-    const auto kept = [&](int b, int64_t row) { return buffer.data() + (b * ring + row % ring) * s.row(); };
+    const auto kept = [&](int b, int64_t row) { return &buffer[(b * ring + row % ring) * padded + reach * s.c]; };
+    const auto keep_input = [&](int64_t image, int64_t row) {
+      if (row >= 0 && row < s.h) std::memcpy(kept(2, row), x + image + row * s.row(), s.row() * sizeof(T));
+    };
 #pragma omp for schedule(dynamic)
     for (int64_t band = 0; band < s.n * bands; ++band) {
       const int64_t image = band / bands * s.h * s.row();
       const int64_t top = s.h * (band % bands) / bands, bottom = s.h * (band % bands + 1) / bands;
-      for (int64_t row = std::max<int64_t>(0, top - reach); row < bottom + reach; ++row) {
+      const int64_t begin = std::max<int64_t>(0, top - reach);
+      for (int64_t row = begin - reach; row < begin + reach; ++row) keep_input(image, row);
+      for (int64_t row = begin; row < bottom + reach; ++row) {
+        keep_input(image, row + reach);
         for (size_t q = 0; q < all.size() && row < s.h; ++q) {
           const int64_t start = all[q].start;
-          const auto input = [&](int64_t from) { return x + image + from * s.row() + start; };
+          const auto input = [&](int64_t from) { return kept(2, from) + start; };
           const T* grad_row = grad_y + image + row * s.row() + start;
           for (int b = 0; b < 2; ++b) {
             const Branch<T, M> branch = all[q].branch[b];
-            const Rows<T> rows = rows_around<T>(row, s.rate[b], zeros.data(), s, input);
+            const Rows<T> rows = rows_around<T>(row, s.rate[b], &zeros[reach * s.c], s, input);
             T* const kept_row = kept(b, row) + start;
             Branch<T, M> sum = sums[band * all.size() + q].branch[b];
-            groups(0, s.w, s.rate[b], s.w, [&](int64_t column, auto edge) {
-              constexpr bool EDGE = decltype(edge)::value;
+            groups<true>(0, s.w, s.rate[b], s.w, [&](int64_t column, auto beyond) {
               Vec<T> out[P], grad[P];
-              convolve<EDGE>(branch, rows, column, out);
+              convolve<false>(branch, rows, column, out);
               for (int p = 0; p < P; ++p) {
                 const int64_t at = column + p * s.rate[b];
-                grad[p] = EDGE && at >= s.w ? Vec<T>{} : load(grad_row + at * s.c);
+                grad[p] = decltype(beyond)::value && at >= s.w ? Vec<T>{} : load(grad_row + at * s.c);
                 sum.slope += out[p] > 0 ? Vec<T>{} : grad[p] * out[p];
                 grad[p] = out[p] > 0 ? grad[p] : grad[p] * branch.slope;
                 sum.bias += grad[p];
-                if (!EDGE || at < s.w) store<T>(kept_row + at * s.c, grad[p]);
+                if (!decltype(beyond)::value || at < s.w) store<T>(kept_row + at * s.c, grad[p]);
               }
 #pragma GCC unroll 3
               for (int i = 0; i < 3; ++i)
 #pragma GCC unroll 10
                 for (int k = 0; k < P + 2; ++k) {
-                  const Vec<T> value = rows.template at<EDGE>(i, column, k);
+                  const Vec<T> value = rows.template at<false>(i, column, k);
 #pragma GCC unroll 3
                   for (int j = 0; j < 3; ++j)
                     if (k - j >= 0 && k - j < P) {
@@ -286,13 +295,13 @@ void backward(const T* x, const T* const* parameters, const T* grad_y, T* grad_x
           for (int b = 1; b >= 0; --b) {
             const Branch<T, M> branch = chunk.branch[b];
             const auto output = [&](int64_t from) { return kept(b, from) + chunk.start; };
-            const Rows<T> rows = rows_around<T>(done, s.rate[b], zeros.data(), s, output);
-            groups(0, s.w, s.rate[b], s.w, [&](int64_t column, auto edge) {
+            const Rows<T> rows = rows_around<T>(done, s.rate[b], &zeros[reach * s.c], s, output);
+            groups<true>(0, s.w, s.rate[b], s.w, [&](int64_t column, auto beyond) {
               Vec<T> out[P];
-              convolve<decltype(edge)::value>(branch, rows, column, out);
+              convolve<false>(branch, rows, column, out);
               for (int p = 0; p < P; ++p) {
                 const int64_t at = column + p * s.rate[b];
-                if (decltype(edge)::value && at >= s.w) continue;
+                if (decltype(beyond)::value && at >= s.w) continue;
                 if (b == 1)
                   store<T>(part + at * lanes, out[p]);
                 else
