@@ -162,6 +162,37 @@ def test_not_a_number_passes_through():
     assert torch.equal(fused.cffb(x, *pair).isnan(), plain(x, *pair).isnan())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 64, 13, 9), (3, 17, 1, 7), (2, 32, 5, 1), (1, 16, 1, 1)])
+def test_variance_and_mean_of_each_channel(shape, dtype):
+    """Also where the mean is a thousand times the deviation, which the mean of squares alone would lose."""
+    x = (torch.randn(shape, dtype=dtype) + 1000).requires_grad_()
+    results = []
+    for run in (fused.var_mean, lambda x: torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)):
+        variance, mean = run(x)
+        weights = torch.linspace(-1, 1, variance.numel(), dtype=dtype).reshape(variance.shape)
+        (gradient,) = torch.autograd.grad(((variance + 0.01 * mean) * weights).sum(), x)
+        results.append((variance, mean / 1000, gradient))
+    for got, expected in zip(*results, strict=True):
+        assert_same(got, expected, 1e-10 if dtype == torch.float64 else 1e-4)
+
+
+def test_variance_of_a_flat_map_is_zero_and_differentiable():
+    x = torch.full((1, 16, 7, 5), 123.456, requires_grad=True)
+    variance, mean = fused.var_mean(x)
+    assert not variance.any()
+    assert torch.allclose(mean, x[:, :, :1, :1])
+    variance.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_variance_is_an_operator_that_torch_knows():
+    x = torch.randn(2, 16, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: fused.var_mean(x), x)
+    torch.library.opcheck(torch.ops.krgn.var_mean.default, (x,))
+    assert not torch.equal(fused.var_mean(x)[0], fused.var_mean(x[:, :, :2])[0])
+
+
 def test_it_is_an_operator_that_torch_knows():
     near, far = branches()
     parameters = [tensor.detach().requires_grad_() for part in (near, far) for tensor in part.parameters()]

@@ -48,13 +48,13 @@ def fits(x: torch.Tensor, near: nn.Module, far: nn.Module) -> bool:
 
 def _runs_on(x: torch.Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        not torch.jit.is_tracing()
+        and not torch.compiler.is_exporting()
+        and not torch.is_autocast_enabled("cpu")
+        and x.device.type == "cpu"
         and x.dtype in DTYPES
         and x.dim() == 4
         and x.shape[1] >= LEAST_CHANNELS
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
-        and not torch.compiler.is_exporting()
     )
 
 

@@ -186,7 +186,6 @@ void forward(const T* x, const T* const* parameters, const T* plus, T* y, const 
     for (int64_t left = 0; left < s.w; left += strip)
       for (int64_t row = first; row < last; ++row) {
         const int64_t right = std::min(left + strip, s.w);
-        // The row that the next one needs and that is not in the cache yet.
         const int64_t ahead = std::min(row + reach + 1, rows_in_all - 1) * s.row();
         for (const Chunk<T, M>& chunk : all) {
           const T* image = x + row / s.h * s.h * s.row() + chunk.start;
@@ -209,7 +208,10 @@ void forward(const T* x, const T* const* parameters, const T* plus, T* y, const 
             for (int p = 0; p < P; ++p) {
               const int64_t at = column + p * s.rate[0], pixel = row * s.row() + at * s.c + chunk.start;
               if (decltype(edge)::value && at >= right) continue;
+              // What the next row needs and is not in the cache yet. (Beyond a tensor's end these do nothing.)
               __builtin_prefetch(x + ahead + at * s.c + chunk.start, 0, 2);
+              __builtin_prefetch(y + pixel + s.row(), 1, 2);
+              if (plus) __builtin_prefetch(plus + pixel + s.row(), 0, 2);
               Vec<T> sum = prelu<T>(out[p], near.slope) + load(part + (at - left) * lanes);
               if (plus) sum += load(plus + pixel);
               store<T>(y + pixel, sum);
