@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import SRC
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from model import fused
 from model.krgn import KRGN
@@ -270,6 +271,7 @@ def test_what_does_not_fit_takes_the_plain_operators():
         nn.Sequential(nn.Conv2d(16, 16, 5, padding=2, groups=16), near[1]),
         nn.Sequential(nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16), near[1]),
         branch(16, 1, dtype=torch.float32),
+        nn.Sequential(nn.utils.parametrizations.weight_norm(branch(16, 1)[0]), near[1]),
         near[0],
     ]
     for other in others:
@@ -281,6 +283,26 @@ def test_what_does_not_fit_takes_the_plain_operators():
     assert not fused.fits(x.half(), near, far)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not fused.fits(x, near, far)
+
+
+def test_operations_are_counted_as_those_of_plain_operators():
+    """Backward twice the forward pass, as usual; torch itself counts too many for convolutions in groups there."""
+    x, pair, counts = torch.randn(2, 16, 6, 5, dtype=torch.float64, requires_grad=True), branches(16, 2), []
+    for run in (
+        lambda: plain(x, *pair),
+        lambda: fused.cffb(x, *pair),
+        lambda: fused.cffb(x, *pair).sum().backward(),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        counts.append(counter.get_total_flops())
+    assert counts == [counts[0], counts[0], 3 * counts[0]]
+    assert counts[0] > 0
+
+
+def test_a_summand_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="plus"):
+        fused.cffb(torch.randn(1, 16, 6, 6, dtype=torch.float64), *branches(), torch.randn(1, 16, 6, 5).double())
 
 
 def test_hooks_are_called():

@@ -11,6 +11,7 @@ Deterministic: the same inputs give the same bits on the same processor, for any
 import ctypes
 import hashlib
 import logging
+import math
 import os
 import platform
 import shutil
@@ -23,8 +24,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import register_flop_formula
 
-from model.recalibration import kernel_of
+from model.recalibration import RecConv, kernel_of
 
 log = logging.getLogger("krgn")
 
@@ -63,7 +65,7 @@ def _is_branch(branch: nn.Module, x: torch.Tensor) -> bool:
         return False
     conv, act = branch
     return (
-        isinstance(conv, nn.Conv2d)
+        type(conv) in (nn.Conv2d, RecConv)
         and type(act) is nn.PReLU
         and conv.in_channels == conv.out_channels == act.num_parameters == x.shape[1]
         and conv.groups in (conv.in_channels, conv.in_channels / 2)
@@ -107,7 +109,10 @@ def _forward(
     x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int], plus: torch.Tensor | None
 ) -> torch.Tensor:
     x, parameters = _channels_last(x), [tensor.contiguous() for tensor in parameters]
-    plus = None if plus is None else _channels_last(plus)
+    if plus is not None:
+        if (plus.shape, plus.dtype) != (x.shape, x.dtype):
+            raise ValueError(f"plus: got {plus.dtype} {tuple(plus.shape)}, expected {x.dtype} {tuple(x.shape)}")
+        plus = _channels_last(plus)
     y = torch.empty_like(x)
     _function("forward", x)(_at(x), _each(parameters), _at(plus), _at(y), _sizes(x, parameters, dilations))
     return y
@@ -175,6 +180,16 @@ _var_mean.register_autograd(
 )
 
 
+@register_flop_formula(torch.ops.krgn.cffb)
+def _flops(x_shape, parameter_shapes, *_, **__) -> int:
+    return 4 * math.prod(x_shape) * math.prod(parameter_shapes[0][1:])  # two convolutions; an addition, a product
+
+
+@register_flop_formula(torch.ops.krgn.cffb_backward)
+def _backward_flops(_, x_shape, parameter_shapes, *__, **___) -> int:
+    return 2 * _flops(x_shape, parameter_shapes)  # as torch counts: the outputs computed again are left out
+
+
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
@@ -217,7 +232,7 @@ def _tried() -> bool:
     try:
         library()
     except Unavailable as error:
-        log.info("CFFBs run as separate operators, which is slower: %s", error)
+        log.info("the CPU runs torch's separate operators, which is slower: %s", error)
         return False
     return True
 
@@ -233,7 +248,7 @@ def library() -> ctypes.CDLL:
         raise Unavailable("KRGN_FUSED=0")
     names = [os.environ.get("CXX"), "g++", "c++", "clang++"]
     compiler = next((path for name in names if name and (path := shutil.which(name))), None)
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions"
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or os.path.expanduser("~/.cache/torch_extensions")
     # Code for this processor may be none for the next machine that shares the folder.
     identity = [SOURCE.read_text(), *COMPILE, str(compiler), torch.__version__, _processor()]
     path = Path(root, "krgn", f"cffb-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so")
@@ -243,7 +258,7 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise Unavailable(f"{path} cannot be loaded ({error})") from None
-    log.info("CFFBs run fused: %s", path)
+    log.info("the CPU runs fused operators: %s", path)
     return loaded
 
 
@@ -265,7 +280,7 @@ def _build(compiler: str | None, path: Path) -> None:
     finally:
         if temporary.exists():
             temporary.unlink()
-    log.info("compiled the fused CFFB with %s in %.1f s", compiler, time.perf_counter() - begun)
+    log.info("fused operators compiled with %s in %.1f s", compiler, time.perf_counter() - begun)
 
 
 def _processor() -> str:
