@@ -63,9 +63,9 @@ def choose_device(*, cpu: bool, n_gpus: int, asked: bool, precision: str = "sing
 def keep_memory() -> bool:
     """Tells glibc's allocator to keep freed blocks for the next ones; returns whether there is such an allocator.
 
-    By default each block of some megabytes is mapped by the system and given back when it is freed, so that every
-    feature map of every layer begins with page faults, as dear as the convolution that fills it. Afterwards blocks of
-    up to 32 MiB (the most glibc takes) come from the heap, and up to 2 GiB at its top are kept.
+    Left alone it gives freed megabytes back to the system again and again, and the next layer's feature maps begin with
+    page faults. Afterwards blocks of up to 32 MiB (the most glibc takes) come from the heap, and up to 2 GiB at its top
+    are kept.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
