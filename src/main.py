@@ -19,9 +19,11 @@ def main(args: Options) -> None:
     from model.checkpoint import adopt, load_pre_train, unpack
     from model.recalibration import fold
     from trainer import Trainer
-    from utility import choose_device, load_tensors, seed_everything, start_log
+    from utility import choose_device, keep_memory, load_tensors, seed_everything, start_log
 
     log = start_log()
+    if not args.release_memory:
+        keep_memory()
     experiment = Experiment(Path(args.dir_experiment), args.load or args.save)
     experiment.check(training=not args.test_only, reset=args.reset, load=bool(args.load))
     state = checkpoint = network = None

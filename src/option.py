@@ -70,7 +70,7 @@ _STRUCTURE = frozenset(
     | {"n_colors", "rgb_range", "optimizer", "ema", "loss"}
 )
 # What may differ when a run goes on: where and how fast it runs, and what it prints, not what it computes.
-_HARDWARE = frozenset({"cpu", "n_GPUs", "n_threads"})
+_HARDWARE = frozenset({"cpu", "n_GPUs", "n_threads", "release_memory"})
 CHANGEABLE = _HARDWARE | frozenset(
     {"dir_data", "dir_demo", "dir_experiment", "vgg_weights", "ext", "epochs", "print_every"}
     | {"save_every", "compile", "no_tensorboard", "override", "split_batch", "tile", "perceptual"}
@@ -165,6 +165,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     add("--n_GPUs", type=whole_number(1), default=1, metavar="N",
         help="GPUs that one process uses (DataParallel); they share each batch (default 1)")
+    add("--release_memory", action="store_true",
+        help="leave the C library's allocator as it is; otherwise glibc keeps up to 2 GiB of freed memory for the next layer, which saves page faults")
     add("--seed", type=whole_number(0, 2**32 - 1), default=1, metavar="N",
         help="seed of everything random (default 1)")
     add("--precision", choices=("single", "half", "bf16"), default="single",

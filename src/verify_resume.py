@@ -83,7 +83,7 @@ def command(folder: Path, args, name: str) -> list[str]:
     return [
         *common,
         *("--save", name, "--reset", "--dir_data", str(folder / "dataset"), "--data_train", NAME, "--data_test", NAME),
-        *("--data_range", "1-4/5-6", "--scale", "2", "--n_feats", "8", "--n_resgroups", "1", "--patch_size", "32"),
+        *("--data_range", "1-4/5-6", "--scale", "2", "--n_feats", "16", "--n_resgroups", "1", "--patch_size", "32"),
         *("--batch_size", "4", "--test_every", "30", "--epochs", str(args.epochs), "--lr", "1e-3", "--decay", "1-3"),
         *("--warmup", "10", "--ema", args.ema, "--save_every", "0.002", "--print_every", "1", "--no_tensorboard"),
     ]

@@ -16,7 +16,8 @@ from option import MODELS as OPTION_MODELS
 
 # Names and defaults that users' launch lines rely on: a change here breaks them.
 DEFAULTS = {
-    "n_threads": 6, "cpu": False, "n_GPUs": 1, "seed": 1, "precision": "single",
+    "n_threads": 6, "cpu": False, "n_GPUs": 1, "release_memory": False, "seed": 1,
+    "precision": "single",
     "dir_data": str(ROOT / "dataset"), "dir_demo": str(ROOT / "test"),
     "data_train": ((0.0, "DIV2K"),), "data_test": ("DIV2K",),
     "data_range": ((1, 800), (801, 810)), "ext": "sep",

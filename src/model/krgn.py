@@ -21,6 +21,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from model import fused
 from model.common import MeanShift, activation, leaky_relu, range_of_shift, upsampler
 from model.recalibration import RecConv, at_once
 
@@ -28,9 +29,15 @@ TAIL = "upsampler."  # names of the layers that depend on the scale
 UNSEEN = {"dilation": 3, "act": "lrelu"}  # hyper-parameters that a state dict does not show, as published
 
 
-def cffb(x: torch.Tensor, near: nn.Module, far: nn.Module) -> torch.Tensor:
-    """Cross-dilation feature fusion block: two branches (conv and PReLU each) over the same input, summed."""
-    return near(x) + far(x)
+def cffb(x: torch.Tensor, near: nn.Module, far: nn.Module, plus: torch.Tensor | None = None) -> torch.Tensor:
+    """Cross-dilation feature fusion block: two branches (conv and PReLU each) over the same input, summed.
+
+    `plus` is added too. Where `fused.py` can, one operator does all of it, with the same result but for rounding.
+    """
+    if fused.fits(x, near, far):
+        return fused.cffb(x, near, far, plus)
+    out = near(x) + far(x)
+    return out if plus is None else out + plus
 
 
 class RCG(nn.Module):
@@ -50,14 +57,14 @@ class RCG(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = x
-        for near, far in zip(self.conv_acts[0::2], self.conv_acts[1::2], strict=True):
-            out = cffb(out, near, far)
-        return out + x
+        near1, far1, near2, far2, near3, far3 = self.conv_acts
+        return cffb(cffb(cffb(x, near1, far1), near2, far2), near3, far3, plus=x)
 
 
 class CCA(nn.Module):
     """Contrast-aware channel attention (IMDN, arXiv 1909.11856): weights each channel by its contrast and mean.
+
+    `plus` is added to the result.
 
     The statistics are global, over H and W, so the output of a tile differs from that part of the whole image's.
     """
@@ -69,15 +76,16 @@ class CCA(nn.Module):
             nn.Conv2d(n_feats, squeezed, 1), leaky_relu(), nn.Conv2d(squeezed, n_feats, 1), nn.Sigmoid()
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.attention(*self.statistics(x)).to(x.dtype)
+    def forward(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
+        attention = self.attention(*self.statistics(x)).to(x.dtype)
+        return x * attention if plus is None else torch.addcmul(plus, x, attention)
 
     @staticmethod
     def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance of each channel over H and W, (N, C, 1, 1) each, float32 at least."""
         # Half-precision features would overflow in the sum of squares.
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        variance, mean = torch.var_mean(wide, dim=(2, 3), correction=0, keepdim=True)
+        variance, mean = fused.var_mean(wide)
         return mean, variance
 
     def attention(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
@@ -105,7 +113,7 @@ class PMRB(nn.Module):
         self.cca = CCA(n_feats=n_feats)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.cca(self.fused_taps(x)) + x
+        return self.cca(self.fused_taps(x), plus=x)
 
     def fused_taps(self, x: torch.Tensor) -> torch.Tensor:
         """The part of the block that is local: everything before the attention's global statistics."""

@@ -75,8 +75,7 @@ class RecConv(nn.Conv2d):
         return recalibrated([self])[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kernel = self.kernel() if self.computed is None else self.computed
-        return self._conv_forward(x, kernel, self.bias)
+        return self._conv_forward(x, kernel_of(self), self.bias)
 
     @classmethod
     def over(cls, conv: nn.Conv2d, *, transform_size: int = 3, train_basis: bool = True) -> "RecConv":
@@ -102,6 +101,13 @@ def _settings(conv: nn.Conv2d) -> dict:
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     settings = {name: getattr(conv, name) for name in names}
     return settings | {"bias": conv.bias is not None, "device": "meta", "dtype": conv.weight.dtype}
+
+
+def kernel_of(conv: nn.Conv2d) -> torch.Tensor:
+    """The kernel that a plain or recalibrated convolution convolves with."""
+    if not isinstance(conv, RecConv):
+        return conv.weight
+    return conv.kernel() if conv.computed is None else conv.computed
 
 
 def recalibrated(layers: list[RecConv]) -> list[torch.Tensor]:

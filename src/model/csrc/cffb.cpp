@@ -1,0 +1,397 @@
+// The CFFB of KRGN, forward and backward, and the mean and variance of each channel, all in one pass over memory.
+// `../fused.py` builds this file, calls it and says what it computes. It needs a C++17 compiler with OpenMP and vector
+// extensions (GCC, Clang), and nothing of torch.
+//
+// Tensors are (n, h, w, c) in memory. A "chunk" is as many channels as one vector register holds; the last chunk of a
+// number of channels that is no multiple of that overlaps the one before, and computes the same values again.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include <omp.h>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int REGISTER = 64;
+#elif defined(__AVX__)
+constexpr int REGISTER = 32;
+#else
+constexpr int REGISTER = 16;
+#endif
+
+// Rows of a band whose parameter gradients are summed by themselves: fixed, so that the sums, and with them every bit
+// of a training run, do not depend on the number of threads.
+constexpr int64_t BAND = 32;
+// Bytes of a row that are worked on before the row below: the rows that both dilations need stay in the cache.
+constexpr int64_t STRIP = 20480;
+
+struct Sizes {
+  int64_t n, h, w, c;  // of the input and output
+  int64_t rate[2];     // dilations
+  int64_t row() const { return w * c; }
+};
+
+template <typename T>
+struct Vector {
+  static constexpr int lanes = REGISTER / sizeof(T);
+  typedef T type __attribute__((vector_size(REGISTER)));
+};
+template <typename T>
+using Vec = typename Vector<T>::type;
+
+template <typename T>
+inline Vec<T> load(const T* from) {
+  Vec<T> value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <typename T>
+inline void store(T* to, Vec<T> value) {
+  std::memcpy(to, &value, sizeof value);
+}
+
+// Neighbouring channels exchanged: with two channels a group, the group's other one.
+template <typename T>
+inline Vec<T> exchanged(Vec<T> v) {
+  if constexpr (Vector<T>::lanes == 16)
+    return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  else if constexpr (Vector<T>::lanes == 8)
+    return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
+  else if constexpr (Vector<T>::lanes == 4)
+    return __builtin_shufflevector(v, v, 1, 0, 3, 2);
+  else
+    return __builtin_shufflevector(v, v, 1, 0);
+}
+
+// One branch's parameters for one chunk of channels. M is the number of channels a group, 1 or 2.
+// weight[t][m] is the weight of tap t for the channel itself (m = 0) or for the group's other one (m = 1).
+template <typename T, int M>
+struct Branch {
+  Vec<T> weight[9][M], bias, slope;
+};
+
+template <typename T, int M>
+struct Chunk {
+  int64_t start;  // its first channel
+  Branch<T, M> branch[2];
+};
+
+// The parameters, by chunks. BACK: those with which the gradients of both convolutions' outputs, convolved, are the
+// gradient of their input.
+template <bool BACK, typename T, int M>
+std::vector<Chunk<T, M>> chunks(const T* const* parameters, const Sizes& s) {
+  constexpr int lanes = Vector<T>::lanes;
+  std::vector<Chunk<T, M>> all((s.c + lanes - 1) / lanes);
+  for (size_t q = 0; q < all.size(); ++q) {
+    all[q].start = std::min<int64_t>(q * lanes, s.c - lanes);
+    for (int b = 0; b < 2; ++b)
+      for (int lane = 0; lane < lanes; ++lane) {
+        Branch<T, M>& branch = all[q].branch[b];
+        const int64_t channel = all[q].start + lane;
+        branch.bias[lane] = BACK ? 0 : parameters[3 * b + 1][channel];
+        branch.slope[lane] = parameters[3 * b + 2][channel];
+        for (int m = 0; m < M; ++m) {
+          const int64_t other = channel / M * M + (channel + m) % M;
+          const T* kernel = parameters[3 * b] + 9 * (BACK ? other * M + channel % M : channel * M + other % M);
+          for (int t = 0; t < 9; ++t) branch.weight[t][m][lane] = kernel[BACK ? 8 - t : t];
+        }
+      }
+  }
+  return all;
+}
+
+// Three rows of one chunk of an image, `rate` rows apart; a row beyond the edge is a row of zeros.
+template <typename T>
+struct Rows {
+  const T* row[3];
+  const T* zeros;
+  int64_t rate, step, width;  // dilation, elements from a pixel to the next, pixels
+
+  // Column k - 1 of those that a group of pixels needs, where the group begins at pixel x and lies `rate` apart.
+  template <bool EDGE>
+  Vec<T> at(int i, int64_t x, int k) const {
+    const int64_t column = x + (k - 1) * rate;
+    if (EDGE && (column < 0 || column >= width)) return load(zeros);
+    return load(row[i] + column * step);
+  }
+};
+
+// `image(from)` is where row `from` of the chunk begins.
+template <typename T, typename Image>
+inline Rows<T> rows_around(int64_t row, int64_t rate, const T* zeros, const Sizes& s, const Image& image) {
+  Rows<T> rows{{}, zeros, rate, s.c, s.w};
+  for (int i = 0; i < 3; ++i) {
+    const int64_t from = row + (i - 1) * rate;
+    rows.row[i] = from < 0 || from >= s.h ? zeros : image(from);
+  }
+  return rows;
+}
+
+// Pixels of a group. They are as far apart as the taps, so that each value that is loaded serves three of them, and
+// each weight, kept in a register, all of them.
+constexpr int P = 4;
+
+// Calls work(x, edge) for groups x, x + rate, ... that hold every pixel from `begin` to `end` once, and perhaps some
+// beyond `end`; `edge` is std::true_type if so, and, where rows are not padded, if a column that they need lies beyond
+// an edge of the image.
+template <bool PADDED, typename Work>
+inline void groups(int64_t begin, int64_t end, int64_t rate, int64_t width, const Work& work) {
+  for (int64_t first = begin; first < std::min(begin + rate, end); ++first)
+    for (int64_t x = first; x < end; x += P * rate)
+      if ((PADDED || (x >= rate && x + P * rate < width)) && x + (P - 1) * rate < end)
+        work(x, std::false_type{});
+      else
+        work(x, std::true_type{});
+}
+
+template <bool EDGE, typename T, int M>
+inline __attribute__((always_inline)) void convolve(const Branch<T, M>& branch, const Rows<T>& rows, int64_t x,
+                                                    Vec<T> (&out)[P]) {
+  for (int p = 0; p < P; ++p) out[p] = branch.bias;
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i)
+#pragma GCC unroll 10
+    for (int k = 0; k < P + 2; ++k) {
+      const Vec<T> value = rows.template at<EDGE>(i, x, k);
+#pragma GCC unroll 3
+      for (int j = 0; j < 3; ++j)
+        if (k - j >= 0 && k - j < P) {
+          out[k - j] += value * branch.weight[3 * i + j][0];
+          if constexpr (M == 2) out[k - j] += exchanged<T>(value) * branch.weight[3 * i + j][1];
+        }
+    }
+}
+
+template <typename T>
+inline Vec<T> prelu(Vec<T> value, Vec<T> slope) {
+  return value > 0 ? value : value * slope;
+}
+
+template <typename T, int M>
+void forward(const T* x, const T* const* parameters, const T* plus, T* y, const Sizes& s) {
+  constexpr int lanes = Vector<T>::lanes;
+  const auto all = chunks<false, T, M>(parameters, s);
+  const std::vector<T> zeros(s.row());
+  const int64_t reach = std::max(s.rate[0], s.rate[1]), group = P * s.rate[1];
+  const int64_t strip = std::max<int64_t>(1, STRIP / (s.c * sizeof(T)) / group) * group;
+#pragma omp parallel
+  {
+    std::vector<T> buffer(strip * lanes);  // the second branch's part of a strip
+    T* const part = buffer.data();
+    const int64_t rows_in_all = s.n * s.h, thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    const int64_t first = rows_in_all * thread / threads, last = rows_in_all * (thread + 1) / threads;
+    for (int64_t left = 0; left < s.w; left += strip)
+      for (int64_t row = first; row < last; ++row) {
+        const int64_t right = std::min(left + strip, s.w);
+        const int64_t ahead = std::min(row + reach + 1, rows_in_all - 1) * s.row();
+        for (const Chunk<T, M>& chunk : all) {
+          const T* image = x + row / s.h * s.h * s.row() + chunk.start;
+          const auto input = [&](int64_t from) { return image + from * s.row(); };
+          const Branch<T, M> near = chunk.branch[0], far = chunk.branch[1];  // copies stay in registers
+          const Rows<T> near_rows = rows_around<T>(row % s.h, s.rate[0], zeros.data(), s, input);
+          const Rows<T> far_rows = rows_around<T>(row % s.h, s.rate[1], zeros.data(), s, input);
+          groups<false>(left, right, s.rate[1], s.w, [&](int64_t column, auto edge) {
+            Vec<T> out[P];
+            convolve<decltype(edge)::value>(far, far_rows, column, out);
+            for (int p = 0; p < P; ++p) {
+              const int64_t at = column + p * s.rate[1];
+              if (decltype(edge)::value && at >= right) continue;
+              store<T>(part + (at - left) * lanes, prelu<T>(out[p], far.slope));
+            }
+          });
+          groups<false>(left, right, s.rate[0], s.w, [&](int64_t column, auto edge) {
+            Vec<T> out[P];
+            convolve<decltype(edge)::value>(near, near_rows, column, out);
+            for (int p = 0; p < P; ++p) {
+              const int64_t at = column + p * s.rate[0], pixel = row * s.row() + at * s.c + chunk.start;
+              if (decltype(edge)::value && at >= right) continue;
+              // What the next row needs and is not in the cache yet. (Beyond a tensor's end these do nothing.)
+              __builtin_prefetch(x + ahead + at * s.c + chunk.start, 0, 2);
+              __builtin_prefetch(y + pixel + s.row(), 1, 2);
+              if (plus) __builtin_prefetch(plus + pixel + s.row(), 0, 2);
+              Vec<T> sum = prelu<T>(out[p], near.slope) + load(part + (at - left) * lanes);
+              if (plus) sum += load(plus + pixel);
+              store<T>(y + pixel, sum);
+            }
+          });
+        }
+      }
+  }
+}
+
+template <typename T, int M>
+void backward(const T* x, const T* const* parameters, const T* grad_y, T* grad_x, T* const* grads, const Sizes& s) {
+  constexpr int lanes = Vector<T>::lanes;
+  const auto all = chunks<false, T, M>(parameters, s), back = chunks<true, T, M>(parameters, s);
+  const int64_t reach = std::max(s.rate[0], s.rate[1]), ring = 2 * reach + 1;
+  const int64_t bands = (s.h + BAND - 1) / BAND;
+  // Sums of the parameters' gradients over each band, laid out like the parameters: added up in order at the end.
+  std::vector<Chunk<T, M>> sums(s.n * bands * all.size());
+
+  // Rows are kept with zeros around them, as wide as the groups of pixels reach: patches are small, and much of them
+  // lies beside an edge.
+  const int64_t padded = s.row() + (P + 1) * reach * s.c;
+  const std::vector<T> zeros(padded);
+#pragma omp parallel
+  {
+    // The input, and the gradients of both convolutions' outputs, in the rows that a row of the input's gradient needs:
+    // they never leave the cache. Row r lies in place r % ring.
+    std::vector<T> buffer(3 * ring * padded), parts(s.w * lanes);
+    T* const part = parts.data();
+    const auto kept = [&](int b, int64_t row) { return &buffer[(b * ring + row % ring) * padded + reach * s.c]; };
+    const auto keep_input = [&](int64_t image, int64_t row) {
+      if (row >= 0 && row < s.h) std::memcpy(kept(2, row), x + image + row * s.row(), s.row() * sizeof(T));
+    };
+#pragma omp for schedule(dynamic)
+    for (int64_t band = 0; band < s.n * bands; ++band) {
+      const int64_t image = band / bands * s.h * s.row();
+      const int64_t top = s.h * (band % bands) / bands, bottom = s.h * (band % bands + 1) / bands;
+      const int64_t begin = std::max<int64_t>(0, top - reach);
+      for (int64_t row = begin - reach; row < begin + reach; ++row) keep_input(image, row);
+      for (int64_t row = begin; row < bottom + reach; ++row) {
+        keep_input(image, row + reach);
+        for (size_t q = 0; q < all.size() && row < s.h; ++q) {
+          const int64_t start = all[q].start;
+          const auto input = [&](int64_t from) { return kept(2, from) + start; };
+          const T* grad_row = grad_y + image + row * s.row() + start;
+          for (int b = 0; b < 2; ++b) {
+            const Branch<T, M> branch = all[q].branch[b];
+            const Rows<T> rows = rows_around<T>(row, s.rate[b], &zeros[reach * s.c], s, input);
+            T* const kept_row = kept(b, row) + start;
+            Branch<T, M> sum = sums[band * all.size() + q].branch[b];
+            groups<true>(0, s.w, s.rate[b], s.w, [&](int64_t column, auto beyond) {
+              Vec<T> out[P], grad[P];
+              convolve<false>(branch, rows, column, out);
+              for (int p = 0; p < P; ++p) {
+                const int64_t at = column + p * s.rate[b];
+                grad[p] = decltype(beyond)::value && at >= s.w ? Vec<T>{} : load(grad_row + at * s.c);
+                sum.slope += out[p] > 0 ? Vec<T>{} : grad[p] * out[p];
+                grad[p] = out[p] > 0 ? grad[p] : grad[p] * branch.slope;
+                sum.bias += grad[p];
+                if (!decltype(beyond)::value || at < s.w) store<T>(kept_row + at * s.c, grad[p]);
+              }
+#pragma GCC unroll 3
+              for (int i = 0; i < 3; ++i)
+#pragma GCC unroll 10
+                for (int k = 0; k < P + 2; ++k) {
+                  const Vec<T> value = rows.template at<false>(i, column, k);
+#pragma GCC unroll 3
+                  for (int j = 0; j < 3; ++j)
+                    if (k - j >= 0 && k - j < P) {
+                      sum.weight[3 * i + j][0] += grad[k - j] * value;
+                      if constexpr (M == 2) sum.weight[3 * i + j][1] += grad[k - j] * exchanged<T>(value);
+                    }
+                }
+            });
+            // Rows around the band are computed for the gradient of its input, and counted in the band they belong to.
+            if (row >= top && row < bottom) sums[band * all.size() + q].branch[b] = sum;
+          }
+        }
+        const int64_t done = row - reach;  // the row of the input's gradient that has all it needs now
+        if (done < top) continue;
+        for (const Chunk<T, M>& chunk : back) {
+          T* const grad_row = grad_x + image + done * s.row() + chunk.start;
+          for (int b = 1; b >= 0; --b) {
+            const Branch<T, M> branch = chunk.branch[b];
+            const auto output = [&](int64_t from) { return kept(b, from) + chunk.start; };
+            const Rows<T> rows = rows_around<T>(done, s.rate[b], &zeros[reach * s.c], s, output);
+            groups<true>(0, s.w, s.rate[b], s.w, [&](int64_t column, auto beyond) {
+              Vec<T> out[P];
+              convolve<false>(branch, rows, column, out);
+              for (int p = 0; p < P; ++p) {
+                const int64_t at = column + p * s.rate[b];
+                if (decltype(beyond)::value && at >= s.w) continue;
+                if (b == 1)
+                  store<T>(part + at * lanes, out[p]);
+                else
+                  store<T>(grad_row + at * s.c, out[p] + load(part + at * lanes));
+              }
+            });
+          }
+        }
+      }
+    }
+  }
+
+  for (size_t q = 0; q < all.size(); ++q)
+    for (int b = 0; b < 2; ++b) {
+      Branch<T, M> total{};
+      for (int64_t band = 0; band < s.n * bands; ++band) {
+        const Branch<T, M>& part = sums[band * all.size() + q].branch[b];
+        total.bias += part.bias;
+        total.slope += part.slope;
+        for (int t = 0; t < 9; ++t)
+          for (int m = 0; m < M; ++m) total.weight[t][m] += part.weight[t][m];
+      }
+      for (int lane = 0; lane < lanes; ++lane) {
+        const int64_t channel = all[q].start + lane;
+        grads[3 * b + 1][channel] = total.bias[lane];
+        grads[3 * b + 2][channel] = total.slope[lane];
+        for (int t = 0; t < 9; ++t)
+          for (int m = 0; m < M; ++m)
+            grads[3 * b][(channel * M + (channel + m) % M) * 9 + t] = total.weight[t][m][lane];
+      }
+    }
+}
+
+// Mean and variance (divided by h * w) of each channel of each image. Sums are taken of the differences to the first
+// pixel, so that a small variance beside a large mean is not lost, row by row in T and over rows in double.
+template <typename T>
+void var_mean(const T* x, T* variance, T* mean, const Sizes& s) {
+  constexpr int lanes = Vector<T>::lanes;
+  std::vector<double> sums(s.n * s.h * s.c * 2);
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < s.n * s.h; ++row)
+    for (int64_t c = 0; c < s.c; c += lanes) {
+      const int64_t start = std::min(c, s.c - lanes);
+      const Vec<T> first = load(x + row / s.h * s.h * s.row() + start);
+      Vec<T> sum[4] = {}, square[4] = {};  // four of each, because an addition takes four cycles
+      for (int64_t column = 0; column < s.w; ++column) {
+        const Vec<T> value = load(x + row * s.row() + column * s.c + start) - first;
+        sum[column % 4] += value;
+        square[column % 4] += value * value;
+      }
+      for (int lane = 0; lane < lanes; ++lane)
+        for (int k = 0; k < 4; ++k) {
+          if (k == 0) sums[2 * (row * s.c + start + lane)] = sums[2 * (row * s.c + start + lane) + 1] = 0;
+          sums[2 * (row * s.c + start + lane)] += sum[k][lane];
+          sums[2 * (row * s.c + start + lane) + 1] += square[k][lane];
+        }
+    }
+  for (int64_t image = 0; image < s.n; ++image)
+    for (int64_t c = 0; c < s.c; ++c) {
+      double sum = 0, square = 0;
+      for (int64_t row = image * s.h; row < (image + 1) * s.h; ++row) {
+        sum += sums[2 * (row * s.c + c)];
+        square += sums[2 * (row * s.c + c) + 1];
+      }
+      const double pixels = s.h * s.w, difference = sum / pixels;
+      mean[image * s.c + c] = x[image * s.h * s.row() + c] + difference;
+      variance[image * s.c + c] = std::max(0.0, square / pixels - difference * difference);
+    }
+}
+
+}  // namespace
+
+// The functions that fused.py calls. `parameters` and `grads`: weight (c, m, 3, 3), bias (c) and slope (c) of the first
+// branch, then of the second. `sizes`: n, h, w, c >= 16, channels a group m, both dilations. `plus` may be null.
+#define FUNCTIONS(NAME, T)                                                                                            \
+  extern "C" void cffb_forward_##NAME(const T* x, const T* const* parameters, const T* plus, T* y, const int64_t* i) { \
+    const Sizes s{i[0], i[1], i[2], i[3], {i[5], i[6]}};                                                              \
+    i[4] == 1 ? forward<T, 1>(x, parameters, plus, y, s) : forward<T, 2>(x, parameters, plus, y, s);                  \
+  }                                                                                                                   \
+  extern "C" void cffb_backward_##NAME(const T* x, const T* const* parameters, const T* grad_y, T* grad_x,            \
+                                       T* const* grads, const int64_t* i) {                                           \
+    const Sizes s{i[0], i[1], i[2], i[3], {i[5], i[6]}};                                                              \
+    i[4] == 1 ? backward<T, 1>(x, parameters, grad_y, grad_x, grads, s)                                               \
+              : backward<T, 2>(x, parameters, grad_y, grad_x, grads, s);                                              \
+  }                                                                                                                   \
+  extern "C" void var_mean_##NAME(const T* x, T* variance, T* mean, const int64_t* i) {                               \
+    var_mean<T>(x, variance, mean, {i[0], i[1], i[2], i[3], {1, 1}});                                                 \
+  }
+
+FUNCTIONS(float32, float)
+FUNCTIONS(float64, double)

@@ -1,0 +1,292 @@
+"""The CFFB as one operator: two 3x3 convolutions of the same input, each with its PReLU, summed in one pass.
+
+torch's separate operators pass over memory six times, which on a CPU takes longer than the arithmetic. The kernel,
+`csrc/cffb.cpp`, is compiled for the user's processor when it is first needed, by one call of the C++ compiler, and kept
+in torch's folder of extensions (`TORCH_EXTENSIONS_DIR`, by default `~/.cache/torch_extensions`). Where there is no
+compiler, and with `KRGN_FUSED=0` in the environment, the plain operators run; the log says in one line which do.
+
+Deterministic: the same inputs give the same bits on the same processor, for any number of threads.
+"""
+
+import ctypes
+import hashlib
+import logging
+import math
+import os
+import platform
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import register_flop_formula
+
+from model.recalibration import RecConv, kernel_of
+
+log = logging.getLogger("krgn")
+
+SOURCE = Path(__file__).parent / "csrc/cffb.cpp"
+COMPILE = "-O3 -march=native -std=c++17 -ffp-contract=fast -fopenmp -fPIC -shared -Wno-psabi".split()
+DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+LEAST_CHANNELS = 16  # those of the widest vector register
+
+
+def fits(x: torch.Tensor, near: nn.Module, far: nn.Module) -> bool:
+    """Whether `cffb` can stand for `near(x) + far(x)` here; if not, plain operators do.
+
+    It does for float32 and float64 on a CPU and branches that are `nn.Sequential(conv, PReLU(C))` without hooks, the
+    convolutions 3x3, C -> C with C >= 16, of one or two channels a group, of any dilation, keeping the size. What is
+    exported or traced keeps torch's own operators, so that it runs elsewhere.
+    """
+    return (
+        _runs_on(x) and _is_branch(near, x) and _is_branch(far, x) and near[0].groups == far[0].groups and available()
+    )
+
+
+def _runs_on(x: torch.Tensor) -> bool:
+    return (
+        not torch.jit.is_tracing()
+        and not torch.compiler.is_exporting()
+        and not torch.is_autocast_enabled("cpu")
+        and x.device.type == "cpu"
+        and x.dtype in DTYPES
+        and x.dim() == 4
+        and x.shape[1] >= LEAST_CHANNELS
+    )
+
+
+def _is_branch(branch: nn.Module, x: torch.Tensor) -> bool:
+    if type(branch) is not nn.Sequential or len(branch) != 2:
+        return False
+    conv, act = branch
+    return (
+        type(conv) in (nn.Conv2d, RecConv)
+        and type(act) is nn.PReLU
+        and conv.in_channels == conv.out_channels == act.num_parameters == x.shape[1]
+        and conv.groups in (conv.in_channels, conv.in_channels / 2)
+        and conv.kernel_size == (3, 3)
+        and conv.stride == (1, 1)
+        and conv.padding == conv.dilation
+        and conv.dilation[0] == conv.dilation[1]
+        and conv.padding_mode == "zeros"
+        and conv.bias is not None
+        and conv.weight.dtype == act.weight.dtype == x.dtype
+        and not (branch._forward_hooks or branch._forward_pre_hooks or conv._forward_hooks or conv._forward_pre_hooks)
+        and not (act._forward_hooks or act._forward_pre_hooks)
+    )
+
+
+def cffb(x: torch.Tensor, near: nn.Sequential, far: nn.Sequential, plus: torch.Tensor | None = None) -> torch.Tensor:
+    """near(x) + far(x), and + `plus` if it is given, in one pass; only where `fits` says so.
+
+    (N, C, H, W) of any layout, any H, W -> (N, C, H, W), channels last in memory. Differentiable once.
+    """
+    parameters = [tensor for conv, act in (near, far) for tensor in (kernel_of(conv), conv.bias, act.weight)]
+    return torch.ops.krgn.cffb(x, parameters, [near[0].dilation[0], far[0].dilation[0]], plus)
+
+
+def var_mean(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Variance (divided by H * W) and mean of each channel: (N, C, H, W) -> twice (N, C, 1, 1). Differentiable once.
+
+    `torch.var_mean` with the operator of this file where that can run: over channels-last memory torch's takes as long
+    as ten CFFBs.
+    """
+    if _runs_on(x) and x.numel() and available():
+        return tuple(torch.ops.krgn.var_mean(x))
+    return torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
+
+
+# --- the operators; a CFFB's `parameters` are weight (C, C/groups, 3, 3), bias (C) and slope (C) of each branch ---
+
+
+@torch.library.custom_op("krgn::cffb", mutates_args=(), device_types="cpu")
+def _forward(
+    x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int], plus: torch.Tensor | None
+) -> torch.Tensor:
+    x, parameters = _channels_last(x), [tensor.contiguous() for tensor in parameters]
+    if plus is not None:
+        if (plus.shape, plus.dtype) != (x.shape, x.dtype):
+            raise ValueError(f"plus: got {plus.dtype} {tuple(plus.shape)}, expected {x.dtype} {tuple(x.shape)}")
+        plus = _channels_last(plus)
+    y = torch.empty_like(x)
+    _function("forward", x)(_at(x), _each(parameters), _at(plus), _at(y), _sizes(x, parameters, dilations))
+    return y
+
+
+@torch.library.custom_op("krgn::cffb_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    grad: torch.Tensor, x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int]
+) -> list[torch.Tensor]:
+    """The gradients of `x` and of each parameter; the convolutions' outputs are computed again, not kept."""
+    grad, x, parameters = _channels_last(grad), _channels_last(x), [tensor.contiguous() for tensor in parameters]
+    grad_x, grads = torch.empty_like(x), [torch.empty_like(tensor) for tensor in parameters]
+    sizes = _sizes(x, parameters, dilations)
+    _function("backward", x)(_at(x), _each(parameters), _at(grad), _at(grad_x), _each(grads), sizes)
+    return [grad_x, *grads]
+
+
+@_forward.register_fake
+def _(x, parameters, dilations, plus):
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@_backward.register_fake
+def _(grad, x, parameters, dilations):
+    contiguous = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in parameters]
+    return [torch.empty_like(x, memory_format=torch.channels_last), *contiguous]
+
+
+def _keep(ctx, inputs, output):
+    x, parameters, ctx.dilations, plus = inputs
+    ctx.plus = plus is not None
+    ctx.save_for_backward(x, *parameters)
+
+
+def _differentiate(ctx, grad):
+    x, *parameters = ctx.saved_tensors
+    grad_x, *grads = torch.ops.krgn.cffb_backward(grad, x, parameters, ctx.dilations)
+    return grad_x, grads, None, grad if ctx.plus else None
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+@torch.library.custom_op("krgn::var_mean", mutates_args=(), device_types="cpu")
+def _var_mean(x: torch.Tensor) -> list[torch.Tensor]:
+    x = _channels_last(x)
+    variance, mean = x.new_empty(*x.shape[:2], 1, 1), x.new_empty(*x.shape[:2], 1, 1)
+    getattr(library(), f"var_mean_{DTYPES[x.dtype]}")(_at(x), _at(variance), _at(mean), (ctypes.c_int64 * 4)(*_nhwc(x)))
+    return [variance, mean]
+
+
+@_var_mean.register_fake
+def _(x):
+    return [x.new_empty(*x.shape[:2], 1, 1), x.new_empty(*x.shape[:2], 1, 1)]
+
+
+def _differentiate_var_mean(ctx, grads):
+    x, mean = ctx.saved_tensors
+    of_variance, of_mean = (grad / (x.shape[2] * x.shape[3]) for grad in grads)
+    return torch.addcmul(of_mean - 2 * of_variance * mean, x, 2 * of_variance)
+
+
+_var_mean.register_autograd(
+    _differentiate_var_mean, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0], output[1])
+)
+
+
+@register_flop_formula(torch.ops.krgn.cffb)
+def _flops(x_shape, parameter_shapes, *_, **__) -> int:
+    return 4 * math.prod(x_shape) * math.prod(parameter_shapes[0][1:])  # two convolutions; an addition, a product
+
+
+@register_flop_formula(torch.ops.krgn.cffb_backward)
+def _backward_flops(_, x_shape, parameter_shapes, *__, **___) -> int:
+    return 2 * _flops(x_shape, parameter_shapes)  # as torch counts: the outputs computed again are left out
+
+
+def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _at(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _each(tensors: Sequence[torch.Tensor]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _sizes(x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int]) -> ctypes.Array:
+    return (ctypes.c_int64 * 7)(*_nhwc(x), parameters[0].shape[1], *dilations)
+
+
+def _nhwc(x: torch.Tensor) -> list[int]:
+    return [x.shape[axis] for axis in (0, 2, 3, 1)]
+
+
+def _function(direction: str, x: torch.Tensor):
+    return getattr(library(), f"cffb_{direction}_{DTYPES[x.dtype]}")
+
+
+# --- building it ---
+
+
+class Unavailable(Exception):
+    """Why the kernel cannot be used here, in a few words."""
+
+
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """Whether the kernel can be used, after building it if need be; the log says so once."""
+    return _tried()
+
+
+@cache
+def _tried() -> bool:
+    try:
+        library()
+    except Unavailable as error:
+        log.info("the CPU runs torch's separate operators, which is slower: %s", error)
+        return False
+    return True
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The kernel, loaded; it is built if it is not there for this source, torch and processor.
+
+    Raises:
+        Unavailable: if it is switched off or cannot be built or loaded.
+    """
+    if os.environ.get("KRGN_FUSED") == "0":
+        raise Unavailable("KRGN_FUSED=0")
+    names = [os.environ.get("CXX"), "g++", "c++", "clang++"]
+    compiler = next((path for name in names if name and (path := shutil.which(name))), None)
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or os.path.expanduser("~/.cache/torch_extensions")
+    # Code for this processor may be none for the next machine that shares the folder.
+    identity = [SOURCE.read_text(), *COMPILE, str(compiler), torch.__version__, _processor()]
+    path = Path(root, "krgn", f"cffb-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so")
+    if not path.exists():
+        _build(compiler, path)
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be loaded ({error})") from None
+    log.info("the CPU runs fused operators: %s", path)
+    return loaded
+
+
+def _build(compiler: str | None, path: Path) -> None:
+    """Compiles the source to `path`. Several processes may do so at once: each file is renamed when it is whole."""
+    if compiler is None:
+        raise Unavailable("there is no C++ compiler (install g++, or name one in CXX)")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    begun = time.perf_counter()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run = subprocess.run([compiler, *COMPILE, str(SOURCE), "-o", str(temporary)], capture_output=True, text=True)
+        if run.returncode:
+            said = [line for line in run.stderr.splitlines() if "error" in line] or [f"status {run.returncode}"]
+            raise Unavailable(f"{compiler} failed ({said[0][:200]})")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be written ({error.strerror})") from None
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+    log.info("fused operators compiled with %s in %.1f s", compiler, time.perf_counter() - begun)
+
+
+def _processor() -> str:
+    """What decides which instructions the compiler may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    except OSError:
+        return platform.machine() + platform.processor()

@@ -1,0 +1,363 @@
+"""The fused CFFB against the plain operators: values, gradients, sizes, layouts, torch.compile, and how it is built.
+
+The kernel is compiled once for this file, twice at the same time: about five seconds.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import torch
+from conftest import SRC
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from model import fused
+from model.krgn import KRGN
+from model.krgn import cffb as paper_cffb
+from model.recalibration import RecConv, fold
+
+COMPILER = shutil.which("g++")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built(tmp_path_factory):
+    """The kernel, built anew by two threads at once, as several processes of a run may do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("extensions")))
+        patch.delenv("KRGN_FUSED", raising=False)
+        for function in (fused._tried, fused.library):
+            function.cache_clear()
+        builders = [threading.Thread(target=fused.library.__wrapped__) for _ in range(2)]
+        for builder in builders:
+            builder.start()
+        for builder in builders:
+            builder.join()
+        folder = tmp_path_factory.getbasetemp()
+        assert len([path for path in folder.rglob("*cffb*") if path.is_file()]) == 1
+        assert fused.available()
+        yield
+
+
+def branch(channels, dilation, per_group=1, dtype=torch.float64, conv=nn.Conv2d, **options):
+    layer = conv(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels // per_group, **options)
+    return nn.Sequential(layer, nn.PReLU(channels)).to(dtype).requires_grad_()
+
+
+def branches(channels=16, per_group=1, dilation=3, dtype=torch.float64):
+    pair = [branch(channels, rate, per_group, dtype) for rate in (1, dilation)]
+    for _, act in pair:
+        nn.init.uniform_(act.weight, -0.5, 1.5)  # as training may make them
+    return pair
+
+
+def plain(x, near, far, plus=None):
+    out = near(x) + far(x)
+    return out if plus is None else out + plus
+
+
+def assert_same(got, expected, tolerance):
+    """Within `tolerance` of the expected values' range."""
+    assert got.shape == expected.shape
+    if expected.numel():
+        assert (got - expected).abs().max() <= tolerance * max(1.0, expected.abs().max())
+
+
+def assert_same_with_gradients(pair, x, plus=None):
+    tolerance = 1e-10 if x.dtype == torch.float64 else 1e-4
+    assert fused.fits(x, *pair)
+    inputs = [x, *pair[0].parameters(), *pair[1].parameters()] + ([] if plus is None else [plus])
+    for tensor in inputs:
+        tensor.requires_grad_()
+    results = []
+    for run in (fused.cffb, plain):
+        y = run(x, *pair, plus)
+        torch.manual_seed(1)
+        results.append((y, *torch.autograd.grad(y, inputs, torch.randn(y.shape, dtype=y.dtype))))
+    for got, expected in zip(*results, strict=True):
+        assert_same(got, expected, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("per_group", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 5), (33, 17), (70, 3)])
+def test_equals_the_plain_operators_at_every_size(size, per_group, dtype):
+    for dilation in (1, 2, 3, 4):
+        pair = branches(32, per_group, dilation, dtype)
+        assert_same_with_gradients(pair, torch.randn(1, 32, *size, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("channels", [16, 17, 24, 50, 64, 128])
+def test_equals_the_plain_operators_at_every_number_of_channels(channels, dtype):
+    for per_group in (1, 2) if channels % 2 == 0 else (1,):
+        x, plus = torch.randn(2, 2, channels, 9, 12, dtype=dtype)
+        assert_same_with_gradients(branches(channels, per_group, dtype=dtype), x, plus)
+
+
+def test_a_batch_and_strips_of_wide_images():
+    assert_same_with_gradients(branches(64, dtype=torch.float32), torch.randn(16, 64, 6, 8))
+    assert_same_with_gradients(branches(128, dtype=torch.float32), torch.randn(2, 128, 5, 131))
+
+
+def test_an_empty_batch():
+    assert_same_with_gradients(branches(), torch.randn(0, 16, 4, 5, dtype=torch.float64))
+
+
+def test_any_layout_in_memory():
+    pair = branches(16, 2)
+    whole = torch.randn(2, 20, 9, 14, dtype=torch.float64)
+    for x in (
+        whole[:, 2:18],
+        whole[:, :16, ::2, 3:],
+        whole.to(memory_format=torch.channels_last)[:, 4:, 1:, ::3],
+        whole[:, :16].transpose(2, 3),
+        whole[:1, :16, :1].expand(3, -1, 5, -1),
+    ):
+        assert_same_with_gradients(pair, x.detach())
+    for conv, _ in pair:
+        conv.to(memory_format=torch.channels_last)
+    assert_same_with_gradients(pair, whole[:, :16])
+    assert fused.cffb(whole[:, :16], *pair).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_gradients_are_those_of_finite_differences():
+    x, plus = torch.randn(2, 1, 16, 3, 4, dtype=torch.float64)
+    for per_group in (1, 2):
+        pair = branches(16, per_group, 2)
+        names = [(part, name) for part in pair for name, _ in part.named_parameters()]
+
+        def run(x, plus, *parameters, pair=pair, names=names):
+            values = [{}, {}]
+            for (part, name), value in zip(names, parameters, strict=True):
+                values[part is pair[1]][name] = value
+            near, far = values
+            both = [near["0.weight"], near["0.bias"], near["1.weight"], far["0.weight"], far["0.bias"], far["1.weight"]]
+            return torch.ops.krgn.cffb(x, both, [1, 2], plus)
+
+        inputs = [x, plus, *(dict(part.named_parameters())[name] for part, name in names)]
+        # fast_mode projects on random directions, which is as good a proof here and a hundred times faster.
+        assert torch.autograd.gradcheck(run, [tensor.detach().requires_grad_() for tensor in inputs], fast_mode=True)
+
+
+def test_the_same_bits_for_any_number_of_threads():
+    pair = branches(64, dtype=torch.float32)
+    x = torch.randn(3, 64, 70, 9, requires_grad=True)
+    results = []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        y = fused.cffb(x, *pair)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *pair[0].parameters(), *pair[1].parameters()])])
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+
+
+def test_not_a_number_passes_through():
+    pair = branches()
+    x = torch.randn(1, 16, 9, 9, dtype=torch.float64)
+    x[0, 3, 4, 4] = torch.nan
+    assert torch.equal(fused.cffb(x, *pair).isnan(), plain(x, *pair).isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 64, 13, 9), (3, 17, 1, 7), (2, 32, 5, 1), (1, 16, 1, 1)])
+def test_variance_and_mean_of_each_channel(shape, dtype):
+    """Also where the mean is a thousand times the deviation, which the mean of squares alone would lose."""
+    x = (torch.randn(shape, dtype=dtype) + 1000).requires_grad_()
+    results = []
+    for run in (fused.var_mean, lambda x: torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)):
+        variance, mean = run(x)
+        weights = torch.linspace(-1, 1, variance.numel(), dtype=dtype).reshape(variance.shape)
+        (gradient,) = torch.autograd.grad(((variance + 0.01 * mean) * weights).sum(), x)
+        results.append((variance, mean / 1000, gradient))
+    for got, expected in zip(*results, strict=True):
+        assert_same(got, expected, 1e-10 if dtype == torch.float64 else 1e-4)
+
+
+def test_variance_of_a_flat_map_is_zero_and_differentiable():
+    x = torch.full((1, 16, 7, 5), 123.456, requires_grad=True)
+    variance, mean = fused.var_mean(x)
+    assert not variance.any()
+    assert torch.allclose(mean, x[:, :, :1, :1])
+    variance.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_variance_is_an_operator_that_torch_knows():
+    x = torch.randn(2, 16, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: fused.var_mean(x), x)
+    torch.library.opcheck(torch.ops.krgn.var_mean.default, (x,))
+    assert not torch.equal(fused.var_mean(x)[0], fused.var_mean(x[:, :, :2])[0])
+
+
+def test_it_is_an_operator_that_torch_knows():
+    near, far = branches()
+    parameters = [tensor.detach().requires_grad_() for part in (near, far) for tensor in part.parameters()]
+    x = torch.randn(2, 16, 5, 6, dtype=torch.float64, requires_grad=True)
+    for plus in (None, torch.randn_like(x)):
+        torch.library.opcheck(torch.ops.krgn.cffb.default, (x, parameters, [1, 3], plus))
+    detached = [tensor.detach() for tensor in parameters]
+    torch.library.opcheck(torch.ops.krgn.cffb_backward.default, (x.detach(), x.detach(), detached, [1, 3]))
+
+
+def test_torch_compile_keeps_it_whole():
+    """One graph without breaks, the operator in it, forward and backward. aot_eager: all but the code generator."""
+    network = KRGN(scale=2, n_feats=16, n_resgroups=1, recalibrated=False)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    image = torch.rand(1, 3, 9, 7) * 255
+    compiled = torch.compile(network, backend=backend, fullgraph=True)
+    results = []
+    for run in (compiled, network):
+        network.zero_grad()
+        y = run(image)
+        y.square().mean().backward()
+        results.append([y, *(p.grad for p in network.parameters() if p.grad is not None)])
+    assert len(graphs) == 1
+    assert sum("krgn.cffb" in str(node.target) for node in graphs[0].graph.nodes) == 9
+    for got, expected in zip(*results, strict=True):
+        assert_same(got, expected, 1e-4)
+
+
+def test_exported_networks_have_only_operators_of_torch():
+    network = KRGN(scale=2, n_feats=16, n_resgroups=1, recalibrated=False).eval()
+    image = (torch.rand(1, 3, 8, 8),)
+    assert "krgn.cffb" not in str(torch.export.export(network, image).graph)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert "krgn::cffb" not in str(torch.jit.trace(network, image).inlined_graph)
+
+
+@pytest.mark.parametrize("groups", [0, 32])
+def test_the_whole_network_and_its_training(groups, monkeypatch):
+    """Recalibrated, 64 features: the same image and gradients as with plain operators; folded and in inference mode."""
+    network = KRGN(scale=2, n_resgroups=1, groups=groups)
+    for module in network.modules():
+        if isinstance(module, RecConv):
+            nn.init.normal_(module.transform, std=0.02)
+    image = torch.rand(2, 3, 11, 6) * 255
+    results = []
+    for fits in (fused.fits, lambda *_: False):
+        monkeypatch.setattr(fused, "fits", fits)
+        network.zero_grad()
+        y = network(image)
+        y.square().mean().backward()
+        with torch.inference_mode():
+            folded = fold(network)(image)
+        results.append([y, folded, *(p.grad for p in network.parameters() if p.requires_grad)])
+    for got, expected in zip(*results, strict=True):
+        assert_same(got, expected, 1e-4)
+
+
+def test_what_does_not_fit_takes_the_plain_operators():
+    x = torch.randn(1, 16, 6, 6, dtype=torch.float64)
+    near, far = branches()
+    assert fused.fits(x, near, far)
+    others = [
+        branch(16, 1, per_group=4),
+        branch(16, 1, bias=False),
+        branch(16, 1, padding_mode="reflect"),
+        nn.Sequential(near[0], nn.PReLU(dtype=torch.float64)),
+        nn.Sequential(near[0], nn.ReLU()),
+        nn.Sequential(nn.Conv2d(16, 16, 3, padding=2, groups=16), near[1]),
+        nn.Sequential(nn.Conv2d(16, 16, 5, padding=2, groups=16), near[1]),
+        nn.Sequential(nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16), near[1]),
+        branch(16, 1, dtype=torch.float32),
+        nn.Sequential(nn.utils.parametrizations.weight_norm(branch(16, 1)[0]), near[1]),
+        near[0],
+    ]
+    for other in others:
+        assert not fused.fits(x, other, far), other
+        assert not fused.fits(x, far, other), other
+    small = [branch(8, rate) for rate in (1, 3)]
+    assert not fused.fits(x[:, :8], *small)
+    assert torch.equal(paper_cffb(x[:, :8], *small), plain(x[:, :8], *small))
+    assert not fused.fits(x.half(), near, far)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not fused.fits(x, near, far)
+
+
+def test_operations_are_counted_as_those_of_plain_operators():
+    """Backward twice the forward pass, as usual; torch itself counts too many for convolutions in groups there."""
+    x, pair, counts = torch.randn(2, 16, 6, 5, dtype=torch.float64, requires_grad=True), branches(16, 2), []
+    for run in (
+        lambda: plain(x, *pair),
+        lambda: fused.cffb(x, *pair),
+        lambda: fused.cffb(x, *pair).sum().backward(),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        counts.append(counter.get_total_flops())
+    assert counts == [counts[0], counts[0], 3 * counts[0]]
+    assert counts[0] > 0
+
+
+def test_a_summand_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="plus"):
+        fused.cffb(torch.randn(1, 16, 6, 6, dtype=torch.float64), *branches(), torch.randn(1, 16, 6, 5).double())
+
+
+def test_hooks_are_called():
+    near, far = branches()
+    x, seen = torch.randn(1, 16, 6, 6, dtype=torch.float64), []
+    hook = near[0].register_forward_hook(lambda *_: seen.append(1))
+    paper_cffb(x, near, far)
+    assert seen == [1]
+    hook.remove()
+    assert fused.fits(x, near, far)
+
+
+def test_recalibrated_kernels():
+    pair = [branch(32, rate, 2, conv=RecConv) for rate in (1, 3)]
+    for conv, _ in pair:
+        nn.init.normal_(conv.transform, std=0.1)
+    assert_same_with_gradients(pair, torch.randn(1, 32, 5, 6, dtype=torch.float64))
+
+
+def unavailable(monkeypatch, tmp_path) -> str:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    with pytest.raises(fused.Unavailable) as caught:
+        fused.library.__wrapped__()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_it_can_be_switched_off(monkeypatch, tmp_path):
+    monkeypatch.setenv("KRGN_FUSED", "0")
+    assert "KRGN_FUSED=0" in unavailable(monkeypatch, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", shutil.which("false"))
+    assert shutil.which("false") in unavailable(monkeypatch, tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
+    (tmp_path / "extensions").write_text("a file")
+    assert "cannot be written" in unavailable(monkeypatch, tmp_path)
+
+
+def test_without_a_compiler_the_plain_operators_run_with_one_line(tmp_path):
+    code = (
+        "import logging, sys, torch; logging.basicConfig(level=logging.INFO)\n"
+        "from model.krgn import KRGN\n"
+        "network = KRGN(scale=2, n_feats=16, n_resgroups=2)\n"
+        "assert network(torch.rand(1, 3, 5, 6)).isfinite().all()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("CXX", "KRGN_FUSED")}
+    environment |= {"PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], cwd=SRC, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert len(run.stderr.splitlines()) == 1
+    assert "no C++ compiler" in run.stderr
+    assert not list(tmp_path.iterdir())
