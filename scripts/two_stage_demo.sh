@@ -37,5 +37,5 @@ step "the plain network, the recalibrated one, and its folded file"
     --data_test Photos --data_range 1-11/12-14
 "$PYTHON" main.py --test_only --pre_train ../experiment/two_stage/model/model_best.pt --save two_stage_tested \
     --data_test Photos --data_range 1-11/12-14
-"$PYTHON" main.py --test_only --pre_train ../experiment/two_stage/export/EDSR_x2_folded.pt --save two_stage_folded \
+"$PYTHON" main.py --test_only --pre_train ../experiment/two_stage/export/EDSR_x2.safetensors --save two_stage_folded \
     --data_test Photos --data_range 1-11/12-14

@@ -341,7 +341,7 @@ def prepare_loading(*, device: str, workers: int, folder: str):
 
 
 class PickledImages(Dataset):
-    """EDSR-PyTorch's kind of data set: an item is a random patch of a pair, float (3, p/scale, p/scale) and (3, p, p)."""
+    """EDSR-PyTorch's kind of data set: an item is a random patch of a pair, float (3, p/scale, p/scale), (3, p, p)."""
 
     def __init__(self, paths: list[list[Path]]):
         self.paths = paths

@@ -24,7 +24,7 @@ from errors import UserError
 from folded import describe_input, inputs
 from model import MODELS
 from model.checkpoint import model_of, rebuild, unpack
-from model.krgn import KRGN
+from model.krgn import CCA, KRGN
 from utility import load_tensors, save_tensors
 
 Runner = Callable[[np.ndarray], np.ndarray]
@@ -56,7 +56,7 @@ class Format:
 def for_deployment(network: nn.Module) -> tuple[nn.Module, list[str]]:
     """A copy of a folded network for runtimes that know convolutions and simple sums, and what was changed.
 
-    - KRGN's attention takes its variance as a mean of squares, because ncnn knows no operator that gives both moments.
+    - KRGN's attention is written in means, products and sums, because ncnn knows no operator that does more at once.
     - The mean that is added to the output goes into the bias of the convolution before it, which is exact: between them
       pixels only move. The mean that is taken from the input stays: the first convolution pads with zeros after that,
       so inside its bias the mean would be wrong along the borders.
@@ -65,7 +65,7 @@ def for_deployment(network: nn.Module) -> tuple[nn.Module, list[str]]:
     if not isinstance(network, KRGN):
         return network, ["mean shifts: left alone"]
     for block in network.body:
-        block.cca.statistics = _mean_and_variance
+        block.cca = PlainCCA(block.cca)
     with torch.no_grad():
         channels = network.add_mean.bias.numel()
         bias = network.upsampler[0].bias
@@ -77,9 +77,17 @@ def for_deployment(network: nn.Module) -> tuple[nn.Module, list[str]]:
     ]
 
 
-def _mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    mean = nn.functional.adaptive_avg_pool2d(x, 1)
-    return mean, nn.functional.adaptive_avg_pool2d((x - mean) * (x - mean), 1)
+class PlainCCA(nn.Module):
+    """The function of a `CCA`, in operators that every runtime has."""
+
+    def __init__(self, cca: CCA):
+        super().__init__()
+        self.cca = cca
+
+    def forward(self, x: torch.Tensor, plus: torch.Tensor) -> torch.Tensor:
+        mean = nn.functional.adaptive_avg_pool2d(x, 1)
+        variance = nn.functional.adaptive_avg_pool2d((x - mean) * (x - mean), 1)
+        return x * self.cca.attention(mean, variance) + plus
 
 
 # --- torch ---

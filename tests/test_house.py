@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SRC
 
+import bench
 import degrade
 import demo
 import export
@@ -29,7 +30,7 @@ LEVELS = [
     {"data", "experiment"},
     {"evaluate", "formats"},
     {"trainer"},
-    {"main", "export", "kl", "demo", "degrade", "prepare", "tabulate", "report", "verify_resume"},
+    {"main", "export", "kl", "demo", "degrade", "prepare", "tabulate", "report", "bench"} | {"verify_resume"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(SRC.rglob("*.py"))
@@ -100,6 +101,7 @@ PARSERS = {
     "tabulate.py": tabulate.build_parser,
     "prepare.py": prepare.build_parser,
     "report.py": report.build_parser,
+    "bench.py": bench.build_parser,
     "verify_resume.py": verify_resume.build_parser,
 }
 PROGRAM_LINES = [line for line in commands() if any(name in line for name in PARSERS)]

@@ -63,7 +63,8 @@ def test_train_test_fold(small_set, capsys):
         ".experiment", "config.txt", "log.txt", "history.csv", "curves.png", "curves.pdf", "state.pt", "model",
         "tensorboard",
     }  # fmt: skip
-    kept = {f"model_{name}.pt" for name in ("latest", "best", 1, 2, 3)} | {f"state_{epoch}.pt" for epoch in (1, 2, 3)}
+    kept = {f"model_{name}.{form}" for name in ("latest", "best", 1, 2, 3) for form in ("pt", "safetensors")}
+    kept |= {f"state_{epoch}.pt" for epoch in (1, 2, 3)}
     assert {path.name for path in (folder / "model").iterdir()} == kept
     config = (folder / "config.txt").read_text()
     assert all(word in config for word in ("n_feats: 8", "torch: ", "git commit: ", "lr: 0.001"))
@@ -82,7 +83,7 @@ def test_train_test_fold(small_set, capsys):
     tested = scores(folder.parent / "tested")
     assert np.mean([psnr for _, psnr, _ in tested]) == pytest.approx(float(best["Small PSNR"]), abs=1e-9)
     export.main(["--pre_train", str(folder / "model/model_best.pt"), "--out", str(folder / "export")])
-    launch(*common, "--pre_train", folder / "export/KRGN_x2_folded.pt", "--save", "tested_fold", "--save_results")
+    launch(*common, "--pre_train", folder / "export/KRGN_x2.safetensors", "--save", "tested_fold", "--save_results")
     folded = scores(folder.parent / "tested_fold")
     # main.py folds before it tests: the training form itself, run as it is, scores the same.
     network = rebuild(unpack(load_tensors(folder / "model/model_best.pt"), "best"))

@@ -223,7 +223,7 @@ def test_two_stages_of_every_network(small_set, name, capsys):
         assert second.state[key].abs().max() > 0
 
     export.main(["--pre_train", str(experiments / "second/model/model_latest.pt"), "--out", str(experiments)])
-    folded = unpack(load_tensors(experiments / f"{name}_x2_folded.pt"), "folded")
+    folded = unpack(load_tensors(experiments / f"{name}_x2.safetensors"), "folded")
     assert folded.facts["folded"] is True
     assert folded.state.keys() == plain.state.keys()
     rebuild(folded)

@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -272,7 +273,7 @@ def test_published_scores_in_tiles(shared):
     from utility import load_tensors
 
     path = str(shared / "weights/CFGN_x4.pt")
-    network = rebuild(unpack(load_tensors(path), path))
+    network = rebuild(unpack(load_tensors(Path(path)), path))
     flags = ["--test_only", "--pre_train", path, "--dir_data", str(shared), "--data_test", "Set5", "--ext", "img"]
     test_set = build_test_sets(parse_args(flags))[0]
     test_set.pairs = test_set.pairs[:2]
