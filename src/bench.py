@@ -152,14 +152,13 @@ def main(argv: list[str] | None = None) -> None:
         wanted = cases(args.command, args)
         if any("folder" in case.options for case in wanted):
             make_photos(Path(folder))
-        ceilings = [Case("ceilings", name, f"prepare_{name}") for name in ("product", "copy")]
-        workers = [Worker(case, device) for case in [*wanted, *ceilings]]
-        try:
-            measure(workers, args.n_runs)
-        finally:
-            for worker in workers:
-                worker.close()
-    table = make_table(workers, args, device)
+        groups = [[case for case in wanted if case.group == group] for group in dict.fromkeys(c.group for c in wanted)]
+        rows, ceilings = [], []
+        for group in groups:
+            found = run_group(group, device, args.n_runs)
+            rows += found[0]
+            ceilings.append(found[1])
+    table = make_table(rows, ceilings, args, device)
     print(as_text(table))
     if args.out:
         print(f"\nwritten: {', '.join(map(str, write_all(table, args.out)))}")
@@ -190,7 +189,10 @@ class Worker:
 
     def run(self) -> float:
         """Seconds of one run."""
-        self.pipe.send("run")
+        try:
+            self.pipe.send("run")
+        except BrokenPipeError:
+            raise UserError(f"{self.case.group}, {self.case.name}: its process was ended, for memory perhaps") from None
         return self._answer()
 
     def _answer(self):
@@ -244,6 +246,39 @@ def clock(run: Callable[[], object], device: str) -> Callable[[], float]:
         return time.perf_counter() - begun
 
     return on_gpu if device == "cuda" else on_cpu
+
+
+def run_group(group: list[Case], device: str, n_runs: int) -> tuple[list[list], tuple[float, float]]:
+    """The table's rows of one group, and the ceilings, in FLOP/s and bytes/s, that were measured beside it.
+
+    Only one group's processes are there at a time: a training step of 16 patches takes gigabytes.
+    """
+    workers: list[Worker] = []
+    try:
+        for case in [*group, *(Case("ceiling", name, f"prepare_{name}") for name in ("product", "copy"))]:
+            workers.append(Worker(case, device))
+        measure(workers, n_runs)
+    finally:
+        for worker in workers:
+            worker.close()
+    *cases_, product, copied = workers
+    ceilings = (
+        product.facts["flop"] / statistics.median(product.seconds),
+        copied.facts["bytes"] / statistics.median(copied.seconds),
+    )
+    baseline = next(worker for worker in cases_ if worker.case.baseline)
+    return [row_of(worker, baseline, ceilings) for worker in cases_], ceilings
+
+
+def row_of(worker: Worker, baseline: Worker, ceilings: tuple[float, float]) -> list:
+    """A row of the table: name, times in milliseconds, ratio to the baseline, per cent of the ceilings."""
+    median = statistics.median(worker.seconds)
+    # Each turn gives a ratio of neighbours in time; their median is steadier than the ratio of medians.
+    ratio = statistics.median(a / b for a, b in zip(baseline.seconds, worker.seconds, strict=True))
+    kinds = zip(("flop", "bytes"), ceilings, strict=True)
+    shares = [100 * worker.facts[kind] / top / median if kind in worker.facts else None for kind, top in kinds]
+    times = [round(1000 * seconds, 2) for seconds in (median, min(worker.seconds), max(worker.seconds))]
+    return [f"{worker.case.group}: {worker.case.name}", *times, round(ratio, 2), *shares]
 
 
 def measure(workers: list[Worker], n_runs: int) -> None:
@@ -434,33 +469,18 @@ def make_photos(folder: Path) -> None:
 # --- the table ---
 
 
-def make_table(workers: list[Worker], args, device: str) -> dict:
+def make_table(rows: list[list], ceilings: list[tuple[float, float]], args, device: str) -> dict:
     """A table as `tables.py` takes it."""
-
-    ceilings = {worker.case.name: worker for worker in workers if worker.case.group == "ceilings"}
-    flops = ceilings["product"].facts["flop"] / statistics.median(ceilings["product"].seconds)
-    bandwidth = ceilings["copy"].facts["bytes"] / statistics.median(ceilings["copy"].seconds)
     columns = ["case", "median (ms)", "least (ms)", "most (ms)", "times faster", "per cent of the arithmetic ceiling"]
     columns += ["per cent of the bandwidth ceiling"]
-    rows = []
-    for worker in workers:
-        case = worker.case
-        if case.group == "ceilings":
-            continue
-        median = statistics.median(worker.seconds)
-        baseline = next(other for other in workers if other.case.group == case.group and other.case.baseline)
-        # Each turn gives a ratio of neighbours in time; their median is steadier than the ratio of medians.
-        ratio = statistics.median(a / b for a, b in zip(baseline.seconds, worker.seconds, strict=True))
-        floor = {"flop": flops, "bytes": bandwidth}
-        shares = [100 * worker.facts[kind] / floor[kind] / median if kind in worker.facts else None for kind in floor]
-        times = [1000 * seconds for seconds in (median, min(worker.seconds), max(worker.seconds))]
-        rows.append([f"{case.group}: {case.name}", *(round(t, 2) for t in times), round(ratio, 2), *shares])
-    gpu = torch.cuda.get_device_name() if device == "cuda" else ""
+    flops, bandwidths = zip(*ceilings, strict=True)
+    where = torch.cuda.get_device_name() if device == "cuda" else processor()
     notes = [
-        f"{args.n_runs} turns after {WARM_UP} of warm-up, cases in turn, each in its own process; float32",
+        f"{args.n_runs} turns after {WARM_UP} of warm-up, the cases of a group in turn, each in its own process; float32",
         "times faster: than the first case of the group, the median over the turns",
-        f"ceilings: {flops / 1e9:.0f} GFLOP/s in a matrix product, {bandwidth / 1e9:.1f} GB/s in a copy",
-        f"{gpu or processor()}, {torch.get_num_threads()} threads; {platform.platform()}",
+        f"ceilings, measured in the same turns: {min(flops) / 1e9:.0f} to {max(flops) / 1e9:.0f} GFLOP/s in a matrix "
+        f"product, {min(bandwidths) / 1e9:.1f} to {max(bandwidths) / 1e9:.1f} GB/s in a copy",
+        f"{where}, {torch.get_num_threads()} threads; {platform.platform()}",
         f"Python {platform.python_version()}, torch {torch.__version__}, git commit {git_commit()}",
     ]
     return {"title": f"{args.command}, {device}", "columns": columns, "rows": rows, "notes": notes}

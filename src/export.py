@@ -28,7 +28,7 @@ from data import resize
 from data.image import list_images, read_image
 from data.srdata import to_tensor
 from errors import UserError, run
-from formats import FORMATS, Runner
+from formats import FORMATS, Runner, Use
 from metrics import psnr_ssim, quantise
 from model import count_parameters
 from model.checkpoint import model_of, rebuild, unpack
@@ -165,7 +165,7 @@ def write_format(name: str, network: nn.Module, out: Path, stem: str, calibratio
     form = FORMATS[name]
     with tempfile.TemporaryDirectory() as folder:
         made = [Path(folder) / f"{stem}{suffix}" for suffix in form.suffixes]
-        form.write(network, made[0], calibration)
+        form.write(network, made[0], Use(compared(network)[1], folded.describe_input(network), calibration))
         measured = measure(network, form.read(made[0], network.hyperparameters), test)
         complaint = verdict(name, measured)
         targets = [out / path.name for path in made]

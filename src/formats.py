@@ -1,7 +1,8 @@
 """The forms in which a folded network leaves the framework, each with its writer and its reader.
 
-A writer makes files for a network; a reader runs such a file by its own means, (1, C, H, W) float32 -> the same, so
-that what was written can be compared with torch. Packages that only one form needs are imported when it is asked for.
+A writer makes files for any torch module that takes one image; a reader runs such a file by its own means,
+(1, C, H, W) float32 -> the same, so that what was written can be compared with torch. Packages that only one form
+needs are imported when it is asked for.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ import torch
 from torch import nn
 
 from errors import UserError
-from folded import describe_input, inputs
 from model import MODELS
 from model.checkpoint import model_of, rebuild, unpack
 from model.krgn import CCA, KRGN
@@ -33,20 +33,35 @@ SIDES = (2, 4096)  # the shortest and the longest side that an exported program 
 
 
 @dataclass(frozen=True)
+class Use:
+    """What a network is for, as far as a writer must know it.
+
+    Args:
+        example: an image as the network takes it, (1, C, H, W) float32.
+        about: layout and value range in words, kept in the file where it can keep words.
+        calibration: images to calibrate int8 on, (1, C, H, W) float32 each, of one size.
+    """
+
+    example: torch.Tensor
+    about: str = ""
+    calibration: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Format:
     """One form.
 
     Args:
         suffixes: of the file that the reader is given, and of files beside it.
-        write: (network, path of the first file, calibration images).
-        read: (path of the first file, the network's hyper-parameters) -> a function that runs it.
+        write: (network, path of the first file, what it is for).
+        read: (path of the first file, hyper-parameters that `pt` needs) -> a function that runs it.
         tolerance: largest difference from torch, of the 0-255 range; None where rounding is the purpose.
         tolerance_db: largest loss of PSNR on the test images.
         package: what must be installed.
     """
 
     suffixes: tuple[str, ...]
-    write: Callable[[nn.Module, Path, list[np.ndarray]], None]
+    write: Callable[[nn.Module, Path, Use], None]
     read: Callable[[Path, dict], Runner]
     tolerance: float | None
     tolerance_db: float
@@ -56,7 +71,9 @@ class Format:
 def for_deployment(network: nn.Module) -> tuple[nn.Module, list[str]]:
     """A copy of a folded network for runtimes that know convolutions and simple sums, and what was changed.
 
-    - KRGN's attention is written in means, products and sums, because ncnn knows no operator that does more at once.
+    Of KRGN; other networks are only copied:
+
+    - The attention is written in means, products and sums, because ncnn knows no operator that does more at once.
     - The mean that is added to the output goes into the bias of the convolution before it, which is exact: between them
       pixels only move. The mean that is taken from the input stays: the first convolution pads with zeros after that,
       so inside its bias the mean would be wrong along the borders.
@@ -93,7 +110,7 @@ class PlainCCA(nn.Module):
 # --- torch ---
 
 
-def write_pt(network: nn.Module, path: Path, _) -> None:
+def write_pt(network: nn.Module, path: Path, use: Use) -> None:
     """A bare state dict with the published names."""
     save_tensors(path, {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()})
 
@@ -105,11 +122,11 @@ def read_pt(path: Path, hyperparameters: dict) -> Runner:
     return torch_runner(rebuild(checkpoint, **{flag: hyperparameters[flag] for flag in unseen}).eval())
 
 
-def write_program(network: nn.Module, path: Path, _) -> None:
+def write_program(network: nn.Module, path: Path, use: Use) -> None:
     """A program of torch.export, which runs without this framework's code; height and width are free."""
     network, _ = for_deployment(network)
-    program = torch.export.export(network, (_example(network),), dynamic_shapes=_free_sides())
-    torch.export.save(program, path, extra_files={"input.txt": describe_input(network)})
+    program = torch.export.export(network, (use.example,), dynamic_shapes=_free_sides())
+    torch.export.save(program, path, extra_files={"input.txt": use.about})
 
 
 def read_program(path: Path, _) -> Runner:
@@ -127,10 +144,6 @@ def torch_runner(network) -> Runner:
     return run
 
 
-def _example(network: nn.Module) -> torch.Tensor:
-    return inputs(network.hyperparameters["n_colors"], network.hyperparameters["rgb_range"])[1]
-
-
 def _free_sides() -> tuple:
     height, width = (torch.export.Dim(name, min=SIDES[0], max=SIDES[1]) for name in ("height", "width"))
     return ({2: height, 3: width},)
@@ -139,17 +152,16 @@ def _free_sides() -> tuple:
 # --- ONNX ---
 
 
-def write_onnx(network: nn.Module, path: Path, _) -> None:
+def write_onnx(network: nn.Module, path: Path, use: Use) -> None:
     """ONNX with the input "image" and the output "sr"; height and width are free."""
     import onnx
 
-    text = describe_input(network)
     network, _ = for_deployment(network)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter about its own parts
         program = torch.onnx.export(
             network,
-            (_example(network),),
+            (use.example,),
             dynamo=True,
             dynamic_shapes=_free_sides(),
             input_names=["image"],
@@ -158,40 +170,46 @@ def write_onnx(network: nn.Module, path: Path, _) -> None:
             verbose=False,
         )
     model = program.model_proto
-    for name, value in {"input": text, "hyperparameters": json.dumps(network.hyperparameters)}.items():
+    for name, value in {"input": use.about, **json_of(network)}.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = name, value
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
 
 
-def write_onnx_fp16(network: nn.Module, path: Path, images: list[np.ndarray]) -> None:
+def json_of(network: nn.Module) -> dict[str, str]:
+    """The hyper-parameters, for a file's metadata; nothing for networks that have none."""
+    shape = getattr(network, "hyperparameters", None)
+    return {} if shape is None else {"hyperparameters": json.dumps(shape)}
+
+
+def write_onnx_fp16(network: nn.Module, path: Path, use: Use) -> None:
     """The same with weights and arithmetic in float16; input, output and the attention's statistics stay float32."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    write_onnx(network, path, images)
+    write_onnx(network, path, use)
     # Squares of features do not fit into float16, nor do their sums.
     wide = ["ReduceMean", "GlobalAveragePool", "Pow", "Sqrt"]
     model = convert_float_to_float16(onnx.load(path), keep_io_types=True, op_block_list=wide)
     onnx.save(model, path)
 
 
-def write_onnx_int8(network: nn.Module, path: Path, images: list[np.ndarray]) -> None:
-    """The same with convolutions in int8: static quantisation, a scale for each channel, calibrated on `images`."""
+def write_onnx_int8(network: nn.Module, path: Path, use: Use) -> None:
+    """The same with convolutions in int8: static quantisation, a scale for each channel, calibrated on images."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
         def __init__(self):
-            self.images = iter(images)
+            self.images = iter(use.calibration)
 
         def get_next(self):
             image = next(self.images, None)
             return None if image is None else {"image": image}
 
     plain, prepared = path.with_suffix(".plain"), path.with_suffix(".prepared")
-    write_onnx(network, plain, images)
+    write_onnx(network, plain, use)
     quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
     quantize_static(
         str(prepared),
@@ -220,12 +238,12 @@ def read_onnx(path: Path, _) -> Runner:
 # --- ncnn ---
 
 
-def write_ncnn(network: nn.Module, path: Path, _) -> None:
+def write_ncnn(network: nn.Module, path: Path, use: Use) -> None:
     """ncnn's two files, float32, by pnnx; input "in0", output "out0"."""
     import pnnx
 
     network, _ = for_deployment(network)
-    example = _example(network)
+    example = use.example
     other = torch.zeros(1, example.shape[1], example.shape[2] + 8, example.shape[3] + 4)
     with tempfile.TemporaryDirectory() as folder, _silent():
         made = Path(folder) / "network"

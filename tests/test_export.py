@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_one_line, program, small_run
+from pytorchcv.models.mobilenetv2 import mobilenetv2_wd4
 from test_main import launch
 from test_recalibration import randomise
+from torch import nn
 
 import export
 import folded
 import formats
 from errors import UserError
+from model import build_model
 from model.checkpoint import pack, rebuild, unpack
 from model.krgn import KRGN
-from model.recalibration import RecConv, fold, is_recalibrated
+from model.recalibration import RecConv, fold, is_recalibrated, recalibrate
+from option import parse_args
 from utility import load_tensors, save_tensors
 
 SHAPE = {"scale": 3, "n_feats": 12, "n_resgroups": 1, "groups": 4, "dilation": 2}
@@ -204,6 +208,44 @@ def test_the_pt_file_loads_strictly_into_plain_code(exported):
     KRGN(**SHAPE, recalibrated=False).load_state_dict(state, strict=True)
 
 
+@pytest.mark.parametrize("form", ["torch", "onnx", "ncnn"])
+def test_a_network_of_another_package(form, tmp_path):
+    """MobileNetV2's body: recalibrated, trained for two steps, folded, written and run: the same outputs."""
+    torch.manual_seed(5)
+    network = recalibrate(nn.Sequential(*list(mobilenetv2_wd4().features)[:3]))
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        network(torch.rand(2, 3, 32, 32)).square().mean().backward()
+        optimizer.step()
+    network = network.eval()
+    assert all(module.transform.abs().max() > 0 for module in network.modules() if isinstance(module, RecConv))
+    suffix = formats.FORMATS[form].suffixes[0]
+    formats.FORMATS[form].write(fold(network), tmp_path / f"body{suffix}", formats.Use(torch.rand(1, 3, 64, 48)))
+    run = formats.FORMATS[form].read(tmp_path / f"body{suffix}", {})
+    for size in ((64, 48), (96, 64)):
+        image = torch.rand(1, 3, *size)
+        with torch.no_grad():
+            assert np.abs(run(image.numpy()) - network(image).numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("model", ["EDSR", "RCAN", "CFGN"])
+def test_other_networks_in_every_exact_form(model, tmp_path):
+    """Recalibrated baselines, rebuilt from their files alone."""
+    shape = {"scale": 2, "n_feats": 16}
+    shape |= {"n_resgroups": 1} if model != "EDSR" else {}
+    shape |= {"n_resblocks": 1} if model != "CFGN" else {}
+    shape |= {"groups": 8} if model == "CFGN" else {}
+    flags = [text for flag, value in shape.items() for text in (f"--{flag}", str(value))]
+    network = randomise(build_model(parse_args(["--model", model, "--kernels", "recalibrated", *flags])), 0.1)
+    save_tensors(tmp_path / "trained.pt", pack(network, model))
+    export.main(
+        ["--pre_train", str(tmp_path / "trained.pt"), "--out", str(tmp_path / "out"), "--formats", "pt,torch,onnx,ncnn"]
+    )
+    report = json.loads((tmp_path / "out/export.json").read_text())
+    assert [file["format"] for file in report["files"].values()] == ["safetensors", "pt", "torch", "onnx", "ncnn"]
+
+
 def test_torch_hub(exported):
     network = torch.hub.load(
         str(ROOT), "krgn", source="local", weights=str(exported / "out/KRGN_x3.pt"), **SHAPE, verbose=False
@@ -225,7 +267,7 @@ def test_check(trained, tmp_path, capsys):
         export.main(["--check", str(out)])
     (out / "KRGN_x3.pt").unlink()
     # Another network's weights under this name, and a report that vouches for them.
-    formats.write_program(fold(KRGN(**SHAPE)), out / "KRGN_x3.pt2", [])
+    formats.write_program(fold(KRGN(**SHAPE)), out / "KRGN_x3.pt2", formats.Use(torch.rand(1, 3, 20, 24)))
     report = json.loads((out / "export.json").read_text())
     report["files"]["KRGN_x3.pt2"]["files"]["KRGN_x3.pt2"]["sha256"] = export.digest(out / "KRGN_x3.pt2")
     (out / "export.json").write_text(json.dumps(report))
