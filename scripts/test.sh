@@ -7,4 +7,5 @@ echo "== ruff"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 echo "== pytest"
-"$PYTHON" -m pytest "$@"
+# Files are divided over processes, each with one thread: threads of several processes would wait for one another.
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"

@@ -412,7 +412,9 @@ def prepare_edsr_loading(*, device: str, workers: int, folder: str):
             both[-1].write_bytes(pickle.dumps(np.array(open_image(path))))
         paths.append(both)
 
-    loader = DataLoader(PickledImages(paths), batch_size=BATCH, shuffle=True, num_workers=workers)
+    # Workers that stay, or each run would time their start.
+    stay = workers > 0
+    loader = DataLoader(PickledImages(paths), BATCH, shuffle=True, num_workers=workers, persistent_workers=stay)
 
     def run():
         for _ in loader:
@@ -476,7 +478,7 @@ def make_table(rows: list[list], ceilings: list[tuple[float, float]], args, devi
     flops, bandwidths = zip(*ceilings, strict=True)
     where = torch.cuda.get_device_name() if device == "cuda" else processor()
     notes = [
-        f"{args.n_runs} turns after {WARM_UP} of warm-up, the cases of a group in turn, each in its own process; float32",
+        f"{args.n_runs} turns after {WARM_UP} of warm-up, a group's cases in turn, each in its own process; float32",
         "times faster: than the first case of the group, the median over the turns",
         f"ceilings, measured in the same turns: {min(flops) / 1e9:.0f} to {max(flops) / 1e9:.0f} GFLOP/s in a matrix "
         f"product, {min(bandwidths) / 1e9:.1f} to {max(bandwidths) / 1e9:.1f} GB/s in a copy",

@@ -29,7 +29,7 @@ from utility import load_tensors, save_tensors
 
 Runner = Callable[[np.ndarray], np.ndarray]
 OPSET = 18
-SIDES = (2, 4096)  # the shortest and the longest side that an exported program takes
+LONGEST = 4096  # the longest side that an exported program takes
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,13 @@ class Use:
         example: an image as the network takes it, (1, C, H, W) float32.
         about: layout and value range in words, kept in the file where it can keep words.
         calibration: images to calibrate int8 on, (1, C, H, W) float32 each, of one size.
+        least: the shortest side that the network takes; strided ones need more than the others' 2 pixels.
     """
 
     example: torch.Tensor
     about: str = ""
     calibration: list[np.ndarray] = field(default_factory=list)
+    least: int = 2
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def read_pt(path: Path, hyperparameters: dict) -> Runner:
 def write_program(network: nn.Module, path: Path, use: Use) -> None:
     """A program of torch.export, which runs without this framework's code; height and width are free."""
     network, _ = for_deployment(network)
-    program = torch.export.export(network, (use.example,), dynamic_shapes=_free_sides())
+    program = torch.export.export(network, (use.example,), dynamic_shapes=_free_sides(use))
     torch.export.save(program, path, extra_files={"input.txt": use.about})
 
 
@@ -144,8 +146,8 @@ def torch_runner(network) -> Runner:
     return run
 
 
-def _free_sides() -> tuple:
-    height, width = (torch.export.Dim(name, min=SIDES[0], max=SIDES[1]) for name in ("height", "width"))
+def _free_sides(use: Use) -> tuple:
+    height, width = (torch.export.Dim(name, min=use.least, max=LONGEST) for name in ("height", "width"))
     return ({2: height, 3: width},)
 
 
@@ -163,7 +165,7 @@ def write_onnx(network: nn.Module, path: Path, use: Use) -> None:
             network,
             (use.example,),
             dynamo=True,
-            dynamic_shapes=_free_sides(),
+            dynamic_shapes=_free_sides(use),
             input_names=["image"],
             output_names=["sr"],
             opset_version=OPSET,
@@ -238,6 +240,17 @@ def read_onnx(path: Path, _) -> Runner:
 # --- ncnn ---
 
 
+class Root(nn.Module):
+    """A network one level down: pnnx makes variables out of its layers' names, which may begin with a digit."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.network(image)
+
+
 def write_ncnn(network: nn.Module, path: Path, use: Use) -> None:
     """ncnn's two files, float32, by pnnx; input "in0", output "out0"."""
     import pnnx
@@ -247,7 +260,7 @@ def write_ncnn(network: nn.Module, path: Path, use: Use) -> None:
     other = torch.zeros(1, example.shape[1], example.shape[2] + 8, example.shape[3] + 4)
     with tempfile.TemporaryDirectory() as folder, _silent():
         made = Path(folder) / "network"
-        pnnx.export(network, f"{made}.pt", example, other, fp16=False)
+        pnnx.export(Root(network), f"{made}.pt", example, other, fp16=False)
         shutil.copyfile(f"{made}.ncnn.param", path)
         shutil.copyfile(f"{made}.ncnn.bin", path.with_suffix(".bin"))
 

@@ -221,7 +221,9 @@ def test_a_network_of_another_package(form, tmp_path):
     network = network.eval()
     assert all(module.transform.abs().max() > 0 for module in network.modules() if isinstance(module, RecConv))
     suffix = formats.FORMATS[form].suffixes[0]
-    formats.FORMATS[form].write(fold(network), tmp_path / f"body{suffix}", formats.Use(torch.rand(1, 3, 64, 48)))
+    formats.FORMATS[form].write(
+        fold(network), tmp_path / f"body{suffix}", formats.Use(torch.rand(1, 3, 64, 48), least=16)
+    )
     run = formats.FORMATS[form].read(tmp_path / f"body{suffix}", {})
     for size in ((64, 48), (96, 64)):
         image = torch.rand(1, 3, *size)
