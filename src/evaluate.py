@@ -148,13 +148,23 @@ def runner(network: nn.Module, test_set: TestSet, rgb_range: float, *, chop: boo
     if chop:
         return lambda image: inference.chop(network, image, scale)
     tiles = functools.cache(lambda: Tiles(network, scale=scale, tile=tile or AUTO_TILE, n_colors=n_colors))
-    per_pixel = functools.cache(lambda: tiling.bytes_per_pixel(network, n_colors))
+    per_pixel = functools.cache(lambda: tiling.bytes_per_pixel(network, torch.zeros(1, n_colors, 1, 1)))
+
+    measured: list[float] = []
+
+    def measure(image: torch.Tensor) -> None:
+        if not measured:  # once, on the middle of the first image
+            measured.append(tiles().deviation(image) * 255 / rgb_range)
+            log.warning(
+                "tiles are not exact for this network, which may have global statistics: in the middle of the first "
+                "image they are off by %.2g of 255",
+                measured[0],
+            )
 
     def in_tiles(image: torch.Tensor) -> torch.Tensor:
         try:
             if not tiles().exact:
-                off = tiles().deviation(image) * 255 / rgb_range
-                log.warning("tiles are not exact here, the network has global statistics: off by %.2g of 255", off)
+                measure(image)
             return tiles()(image)
         except OSError as error:
             raise UserError(

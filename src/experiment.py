@@ -36,7 +36,8 @@ log = logging.getLogger("krgn")
 _MARKER = ".experiment"
 _OURS = (
     "config.txt", "config_test.txt", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf", "state.pt",
-    "scores-*.csv", "model/model_latest.*", "model/model_best.*", "model/model_[0-9]*.*", "model/state_[0-9]*.pt",
+    "scores-*.csv", "model/model_latest.pt", "model/model_best.pt", "model/model_[0-9]*.pt", "model/state_[0-9]*.pt",
+    "model/model_latest.safetensors", "model/model_best.safetensors", "model/model_[0-9]*.safetensors",
     "results-*/*_x[0-9]*_[SLH]R.png", "tensorboard/events.out.tfevents.*", _MARKER,
 )  # fmt: skip
 
@@ -109,10 +110,13 @@ class Experiment:
         paths = [self.folder / "model" / f"model_{name}.pt" for name in names]
         for path in paths:
             save_tensors(path, checkpoint)
+        targets = [path.with_suffix(".safetensors") for path in paths]
         try:
-            folded.write(paths[0], *(path.with_suffix(".safetensors") for path in paths))
+            folded.write(paths[0], *targets)
         except UserError as error:  # the training goes on, and its checkpoint is there
             log.warning("%s", error)
+            for target in targets:  # of an epoch before: beside this checkpoint it would be taken for its fold
+                target.unlink(missing_ok=True)
 
     def save_state(self, state: dict) -> None:
         """Writes state.pt; the last good one stays until the new one is complete."""
@@ -125,9 +129,11 @@ class Experiment:
     def restore_best(self, epoch: int | None) -> None:
         """Makes model_best.pt what it was when `epoch` was the best so far, after going back in the run."""
         for suffix in ("pt", "safetensors"):
-            kept = self.folder / "model" / f"model_{epoch}.{suffix}"
+            kept, best = (self.folder / "model" / f"model_{which}.{suffix}" for which in (epoch, "best"))
             if kept.exists():
-                write_bytes(self.folder / f"model/model_best.{suffix}", kept.read_bytes())
+                write_bytes(best, kept.read_bytes())
+            elif suffix == "safetensors":
+                best.unlink(missing_ok=True)  # a fold of other weights than model_best.pt now has
 
     def load_state(self, epoch: int = 0) -> dict:
         """The last state, or that of an epoch.
@@ -168,7 +174,8 @@ class Experiment:
 
     def _write_csv(self, name: str, rows: list[dict]) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [])
+        # A run that goes on with other test sets has other columns from then on.
+        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
         self._write_text(name, text.getvalue())

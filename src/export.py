@@ -32,7 +32,7 @@ from formats import FORMATS, Runner, Use
 from metrics import psnr_ssim, quantise
 from model import count_parameters
 from model.checkpoint import model_of, rebuild, unpack
-from option import Parser, whole_number
+from option import Parser, number, whole_number
 from utility import git_commit, load_tensors, start_log, write_bytes
 
 log = logging.getLogger("krgn")
@@ -65,7 +65,10 @@ def build_parser() -> Parser:
         "--dilation", type=whole_number(1), metavar="N", help="for a bare state dict, which does not say it (default 3)"
     )
     parser.add_argument(
-        "--res_scale", type=float, metavar="F", help="likewise, of an EDSR: 0.1 for the full network (default 1)"
+        "--res_scale",
+        type=number(above=0),
+        metavar="F",
+        help="likewise, of an EDSR: 0.1 for the full network (default 1)",
     )
     parser.add_argument("--check", metavar="DIR", help="compare again what is in a folder that export.py made")
     return parser

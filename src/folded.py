@@ -39,9 +39,11 @@ def write(source: Path, *targets: Path, **unseen) -> float:
         UserError: if they differ by more than `TOLERANCE`, with the first layer that does; nothing is written then.
     """
     checkpoint = unpack(load_tensors(source), str(source))
-    trained = rebuild(checkpoint, **unseen).eval()
+    with torch.random.fork_rng(devices=[]):
+        trained = rebuild(checkpoint, **unseen).eval()
     content = folded_bytes(checkpoint, trained, hashlib.sha256(source.read_bytes()).hexdigest())
-    deployed = rebuild(unpack(parse_safetensors(content), str(targets[0]))).eval()
+    with torch.random.fork_rng(devices=[]):  # a training's random numbers must not depend on its saves
+        deployed = rebuild(unpack(parse_safetensors(content), str(targets[0]))).eval()
     deviation = largest_deviation(trained, deployed)
     if not deviation < TOLERANCE:
         raise UserError(

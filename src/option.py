@@ -188,7 +188,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--scale", type=scale_factor, default=4, metavar="S", help="upscaling factor (default 4)")
     add("--patch_size", type=whole_number(1), default=192, metavar="PIXELS",
         help="side of a training patch in HR pixels, a multiple of the scale (default 192)")
-    add("--rgb_range", type=_number(above=0), default=255, metavar="V",
+    add("--rgb_range", type=number(above=0), default=255, metavar="V",
         help="largest value of a pixel in the network (default 255)")
     add("--n_colors", type=int, choices=(1, 3), default=3, help="3: RGB; 1: luma Y only (default 3)")
     add("--degradation", type=degradation, default="bicubic", metavar="D",
@@ -205,7 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="PMRB blocks of KRGN and CFGN, residual groups of RCAN (default 9, RCAN 10)")
     add("--n_resblocks", type=whole_number(1), default=16, metavar="N",
         help="residual blocks of EDSR, and in each group of RCAN (default 16, RCAN 20)")
-    add("--res_scale", type=_number(above=0), default=1, metavar="F",
+    add("--res_scale", type=number(above=0), default=1, metavar="F",
         help="EDSR: what each block's output is multiplied by, 0.1 in the full network (default 1)")
     add("--reduction", type=whole_number(1), default=16, metavar="N",
         help="RCAN: what its attention divides the channels by (default 16)")
@@ -238,39 +238,39 @@ def build_parser() -> argparse.ArgumentParser:
         help="with --load: go on from this epoch, kept by --save_models; 0: from the last state (default 0)")
     add("--override", type=_names, default=(), metavar="FLAG+FLAG",
         help="with --load: flags that may differ from those the run was started with, as in --override lr+decay")
-    add("--save_every", type=_number(least=0), default=10, metavar="MINUTES",
+    add("--save_every", type=number(least=0), default=10, metavar="MINUTES",
         help="save the state within an epoch this often: what a kill costs at most; 0: only after epochs (default 10)")
     add("--compile", action="store_true",
         help="compile the network with torch.compile, where it can (default: do not)")
 
     add = parser.add_argument_group("optimisation").add_argument
-    add("--lr", type=_number(above=0), default=1e-4, metavar="RATE", help="learning rate (default 1e-4)")
+    add("--lr", type=number(above=0), default=1e-4, metavar="RATE", help="learning rate (default 1e-4)")
     add("--decay", type=_decay, default=(200,), metavar="E-E",
         help="epochs after which the rate is multiplied by --gamma, as in 200-400-600 (default 200)")
-    add("--gamma", type=_number(above=0), default=0.5, metavar="F",
+    add("--gamma", type=number(above=0), default=0.5, metavar="F",
         help="factor of the learning rate at each --decay (default 0.5)")
     add("--schedule", choices=("step", "cosine"), default="step",
         help="step: by --decay and --gamma; cosine: falls to 0 over --epochs along half a cosine (default step)")
     add("--warmup", type=whole_number(0), default=0, metavar="BATCHES",
         help="batches over which the rate rises linearly at the start (default 0)")
-    add("--ema", type=_number(least=0, below=1), default=0, metavar="D",
+    add("--ema", type=number(least=0, below=1), default=0, metavar="D",
         help="keep a moving average of the weights, D of the old one at each batch, as in 0.999, and validate and release that; 0: do not (default 0)")
     add("--optimizer", type=_one_of(OPTIMIZERS), default="ADAM", metavar="NAME",
         help=f"one of {', '.join(OPTIMIZERS)} (default ADAM)")
-    add("--momentum", type=_number(least=0), default=0.9, metavar="M",
+    add("--momentum", type=number(least=0), default=0.9, metavar="M",
         help="of SGD and RMSprop (default 0.9)")
-    add("--betas", type=_number(least=0, below=1), nargs=2, default=(0.9, 0.999), metavar=("B1", "B2"),
+    add("--betas", type=number(least=0, below=1), nargs=2, default=(0.9, 0.999), metavar=("B1", "B2"),
         help="of ADAM and ADAMW (default 0.9 0.999)")
-    add("--epsilon", type=_number(above=0), default=1e-8, metavar="E",
+    add("--epsilon", type=number(above=0), default=1e-8, metavar="E",
         help="of ADAM, ADAMW and RMSprop (default 1e-8)")
-    add("--weight_decay", type=_number(least=0), default=0, metavar="W", help="weight decay (default 0)")
-    add("--gclip", type=_number(least=0), default=0, metavar="V",
+    add("--weight_decay", type=number(least=0), default=0, metavar="W", help="weight decay (default 0)")
+    add("--gclip", type=number(least=0), default=0, metavar="V",
         help="clip each gradient to -V..V; 0: do not (default 0)")
     add("--loss", type=_loss, default=((1.0, "L1"),), metavar="W*NAME+...",
         help=f"weighted sum of losses, as in 5*VGG54+0.15*GAN; there are {', '.join(LOSSES)} (default 1*L1)")
     add("--vgg_weights", default="", metavar="FILE",
         help="VGG19's weights as torchvision publishes them, for VGG22 and VGG54 (default: downloaded once)")
-    add("--skip_threshold", type=_number(above=0), default=1e8, metavar="F",
+    add("--skip_threshold", type=number(above=0), default=1e8, metavar="F",
         help="skip a batch whose loss is above F times the mean loss of the epoch before (default 1e8)")
 
     add = parser.add_argument_group("testing").add_argument
@@ -407,7 +407,7 @@ def whole_number(least: int, most: int = 2**31 - 1):
     return parse
 
 
-def _number(above: float | None = None, least: float | None = None, below: float | None = None):
+def number(above: float | None = None, least: float | None = None, below: float | None = None):
     wanted = "a number" + (f" above {above}" if above is not None else "")
     wanted += (f" of at least {least}" if least is not None else "") + (f" below {below}" if below is not None else "")
 
@@ -451,7 +451,7 @@ def _weighted_names(text: str) -> tuple[tuple[float, str], ...]:
     stars = [star for _, star, _ in weighted]
     if any(stars) and not all(stars):
         raise argparse.ArgumentTypeError(f"got {text!r}: give every set a weight, as in 3*DIV2K+1*Photos, or none")
-    weights = [_number(above=0)(weight) if star else 0.0 for weight, star, _ in weighted]
+    weights = [number(above=0)(weight) if star else 0.0 for weight, star, _ in weighted]
     return tuple(zip(weights, names, strict=True))
 
 
@@ -501,7 +501,7 @@ def _loss(text: str) -> tuple[tuple[float, str], ...]:
         name = name.replace("-", "_")  # WGAN-GP, as its paper writes it
         if name not in LOSSES:
             raise argparse.ArgumentTypeError(f"got {name!r}, expected one of {', '.join(LOSSES)}, as in 1*L1+0.1*MSE")
-        terms.append((_number(above=0)(weight) if star else 1.0, name))
+        terms.append((number(above=0)(weight) if star else 1.0, name))
     if len({name for _, name in terms}) < len(terms):
         raise argparse.ArgumentTypeError(f"got {text!r}, which names a loss twice: add up its weights")
     return tuple(terms)

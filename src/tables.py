@@ -9,16 +9,31 @@ import json
 import math
 from pathlib import Path
 
+from errors import UserError
 from utility import write_bytes
 
 
 def write_all(table: dict, stem: str) -> list[Path]:
-    """Writes the table as stem.md, .csv, .json and .tex; returns the paths."""
+    """Writes the table as stem.md, .csv, .json and .tex; returns the paths.
+
+    Raises:
+        UserError: if there are such files of something else.
+    """
     forms = {"md": as_markdown, "csv": as_csv, "json": as_json, "tex": as_latex}
     paths = [Path(f"{stem}.{suffix}") for suffix in forms]
+    there = [path for path in paths if path.exists()]
+    if there and not _is_ours(Path(f"{stem}.json")):
+        raise UserError(f"{there[0]}: exists and is no table of this program, so it is left alone: give another --out")
     for path, form in zip(paths, forms.values(), strict=True):
         write_bytes(path, form(table).encode())
     return paths
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return {"title", "columns", "rows", "notes"} <= json.loads(path.read_text()).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def shown(value, column: str) -> str:

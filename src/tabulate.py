@@ -26,7 +26,7 @@ from model import MODELS, count_parameters
 from model.checkpoint import model_of, rebuild, unpack
 from model.recalibration import fold, is_recalibrated
 from model.tiling import peak_bytes
-from option import Parser, parse_args, whole_number
+from option import Parser, number, parse_args, whole_number
 from option import build_parser as training_parser
 from tables import as_text, tabulate, write_all
 from utility import choose_device, git_commit, load_tensors, processor, seed_everything
@@ -105,7 +105,7 @@ def build_parser() -> Parser:
         "--n_runs", type=whole_number(0), default=5, metavar="N", help="timed runs of each row; 0: none (default 5)"
     )
     parser.add_argument("--dilation", type=whole_number(1), metavar="N", help="of bare KRGN state dicts (default 3)")
-    parser.add_argument("--res_scale", type=float, metavar="F", help="of bare EDSR state dicts (default 1)")
+    parser.add_argument("--res_scale", type=number(above=0), metavar="F", help="of bare EDSR state dicts (default 1)")
     parser.add_argument("--scale", type=whole_number(1), metavar="S", help="for a table of bicubic alone")
     parser.add_argument("--published", action="store_true", help="add the rows that publications report, marked so")
     parser.add_argument("--out", metavar="FILE", help="write FILE.md, FILE.csv, FILE.json and FILE.tex")
@@ -128,6 +128,7 @@ def main(argv: list[str] | None = None) -> None:
             *("--test_only", "--pre_train", "-", "--dir_data", args.dir_data, "--scale", str(scale), "--ext", args.ext),
             *("--data_test", "Set5" if args.data_test == "none" else args.data_test),
             *("--tile", str(args.tile), "--metric_channel", args.metric_channel),
+            *("--n_colors", str(next((method.n_colors for method in methods if method.source), 3))),
             *(["--chop"] * args.chop + ["--self_ensemble"] * args.self_ensemble),
         ]
     )

@@ -272,6 +272,7 @@ class Trainer:
             parallel.average_gradients(discriminator)
             critic_norm = get_total_norm([p.grad for p in discriminator.parameters()]).item()
             if not math.isfinite(critic_norm):
+                self.scaler.update()  # it counts a step for each unscaling
                 return f"its discriminator's gradient's norm is {critic_norm}", stop > 0
             self.critic_optimizer.step()
         if args.gclip > 0:

@@ -123,6 +123,7 @@ def test_a_fold_that_fails_does_not_end_a_training(small_set, monkeypatch, capsy
     monkeypatch.setattr(folded, "fold", drops_the_transform)
     launch(*small_run(small_set, "--lr", "0.01"))
     assert "the folded network differs" in capsys.readouterr().out
+    assert not list((small_set.parent / "experiment/small/model").glob("*.safetensors"))
     assert (small_set.parent / "experiment/small/model/model_latest.pt").exists()
 
 

@@ -11,9 +11,11 @@ from conftest import assert_one_line, program, small_run
 from test_main import launch
 from test_recalibration import randomise
 
+import evaluate
 import tables
 import tabulate
 from data import build_test_sets, resize
+from data.image import write_png
 from errors import UserError
 from metrics import psnr_ssim
 from model import count_parameters
@@ -167,6 +169,20 @@ def test_mistakes(trained, tmp_path, small_set):
             tabulate.main(["--cpu", "--data_test", "none", "--n_runs", "0", *rows])
     run = program("tabulate.py", tmp_path / "x3.pt", "--data_test", "Nothing", "--dir_data", small_set, "--cpu")
     assert_one_line(run, "Nothing")
+
+
+def test_luma_networks_and_large_images_and_files_of_others(tmp_path, photo, monkeypatch):
+    """Networks of one channel are tested on luma; bicubic has no weights to measure memory by; no file is replaced."""
+    monkeypatch.setattr(evaluate, "SURE_TO_FIT", 100)
+    write_png(tmp_path / "benchmark/One/HR/a.png", photo[:60, :64])
+    save_tensors(tmp_path / "y.pt", pack(KRGN(scale=2, n_feats=8, n_resgroups=1, n_colors=1), "KRGN"))
+    rows = ("bicubic", tmp_path / "y.pt", "--data_test", "One", "--dir_data", tmp_path, "--n_runs", "0", "--ext", "img")
+    monkeypatch.setattr(tabulate, "OUTPUT", (72, 128))
+    assert len(table(*rows, "--out", tmp_path / "t")["rows"]) == 2
+    table(*rows, "--out", tmp_path / "t")  # its own files may be written again
+    (tmp_path / "mine.md").write_text("mine")
+    with pytest.raises(UserError, match=r"mine.md: exists and is no table"):
+        table(*rows, "--out", tmp_path / "mine")
 
 
 def test_published_weights(shared):

@@ -21,6 +21,7 @@ from errors import UserError
 from evaluate import Writer, evaluate, runner
 from metrics import psnr, psnr_ssim, ssim
 from model import tiling
+from model.external import External
 from model.krgn import KRGN
 from model.recalibration import fold
 from model.tiling import Tiles, bytes_per_pixel, peak_bytes, reach, windows
@@ -85,6 +86,23 @@ def test_tiles_of_other_networks():
         assert tiles.deviation(image) > 0
 
 
+def test_tiles_of_a_network_on_a_grid():
+    """Merged pixels, as Real-ESRGAN x2 has them: tiles must lie on the network's own grid."""
+    network = nn.Sequential(
+        nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 3, padding=1), nn.Conv2d(8, 48, 3, padding=1), nn.PixelShuffle(4)
+    )
+    described = SimpleNamespace(
+        model=network, scale=2, architecture=SimpleNamespace(name="merged"), input_channels=3, **{"__call__": None}
+    )
+    external = External(described, rgb_range=1)
+    external.described = network
+    image = torch.rand(1, 3, 150, 134)
+    with torch.inference_mode():
+        tiles = Tiles(external, scale=2, tile=32)
+        assert not tiles.exact
+        assert (tiles(image) - external(image)).abs().max() < 1e-5
+
+
 def test_inexact_tiles_are_announced(caplog, monkeypatch):
     monkeypatch.setattr(evaluation.log, "propagate", True)
 
@@ -117,7 +135,7 @@ def test_memory_is_bounded_by_the_tile(monkeypatch):
     assert peaks["whole", 256] > 3.5 * peaks["whole", 128]
     assert peaks["whole", 256] > 5 * peaks["tiles", 256]
     # What is predicted from two small images is what the large one takes.
-    predicted = bytes_per_pixel(network) * 256**2
+    predicted = bytes_per_pixel(network, torch.zeros(1, 3, 1, 1)) * 256**2
     assert predicted == pytest.approx(peaks["whole", 256] + 4 * 3 * 4 * 256**2, rel=0.2)
 
 

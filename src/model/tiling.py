@@ -20,12 +20,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from model.external import External
 from model.krgn import KRGN
 
 Window = tuple[slice, slice]  # rows and columns
 Function = Callable[[torch.Tensor], torch.Tensor]
 
+GRID = 64  # LR pixels; the windows and merged pixels of published networks divide it
 GLOBAL_HALO = 32  # LR pixels around a tile where no halo would be enough
+LONGEST_COMPARED = 512  # LR pixels of the part on which a deviation is measured
 _LONGEST_PROBE = 1025
 _IN_MEMORY = 2**29  # bytes of feature maps that are kept in memory rather than in files
 
@@ -52,6 +55,9 @@ class Tiles:
         else:
             halo = reach(network, n_colors, like=parameter)
             self.halo, self.exact = (GLOBAL_HALO, False) if halo is None else (halo, True)
+            if isinstance(network, External):
+                # It may work on a grid of windows or of merged pixels, which every tile must meet in the same place.
+                self.halo, self.tile, self.exact = _up(self.halo), _up(tile), False
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         return self._block_by_block(image) if self.in_stages else self._independently(image)
@@ -59,7 +65,7 @@ class Tiles:
     def deviation(self, image: torch.Tensor) -> float:
         """The largest difference from the whole-image result, in the network's range, on the middle of `image`."""
         height, width = image.shape[-2:]
-        side = 2 * (self.tile + self.halo)
+        side = min(2 * (self.tile + self.halo), LONGEST_COMPARED)
         top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
         part = image[..., top : top + side, left : left + side]
         return (self(part) - self.network(part)).abs().max().item()
@@ -98,7 +104,9 @@ class Tiles:
                     squares = squares + taps.double().square().sum(dim=(2, 3), keepdim=True)
                 mean = total / (size[0] * size[1])
                 variance = (squares / (size[0] * size[1]) - mean.square()).clamp(min=0)
-                attention = block.cca.attention(mean.to(taps.dtype), variance.to(taps.dtype))
+                # In half precision a variance may be out of range; the attention itself, in 0..1, is not.
+                wide = torch.promote_types(taps.dtype, torch.float32)
+                attention = block.cca.attention(mean.to(wide), variance.to(wide))
                 for window in windows(size, self.tile):
                     feature = maps.read("taps", window) * attention + maps.read("feature", window)
                     maps.write("feature", window, feature)
@@ -157,6 +165,10 @@ class Features:
         if self.folder is None:
             return self.arrays[name]
         return np.memmap(Path(self.folder.name, name), np.float32, mode, shape=self.shape)
+
+
+def _up(length: int) -> int:
+    return -(-length // GRID) * GRID
 
 
 def windows(size: tuple[int, int], tile: int) -> Iterator[Window]:
@@ -254,12 +266,14 @@ def peak_bytes(function: Function, *inputs: torch.Tensor) -> int:
 
 
 @torch.inference_mode()
-def bytes_per_pixel(network: nn.Module, n_colors: int = 3) -> float:
+def bytes_per_pixel(network: nn.Module, like: torch.Tensor) -> float:
     """Memory that the network's features need at most at one time, in bytes for each pixel of its input.
 
     Measured on two small inputs; what operators use inside themselves is not counted.
+
+    Args:
+        like: an image as the network takes it, (1, C, H, W), for its channels, dtype and device.
     """
-    like = next(network.parameters())
-    images = (torch.zeros(1, n_colors, 64, width, dtype=like.dtype, device=like.device) for width in (64, 128))
+    images = (like.new_zeros(1, like.shape[1], 64, width) for width in (64, 128))
     small, large = (peak_bytes(network, image) for image in images)
     return (large - small) / (64 * 64)
