@@ -91,9 +91,7 @@ def test_tiles_of_a_network_on_a_grid():
     network = nn.Sequential(
         nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 3, padding=1), nn.Conv2d(8, 48, 3, padding=1), nn.PixelShuffle(4)
     )
-    described = SimpleNamespace(
-        model=network, scale=2, architecture=SimpleNamespace(name="merged"), input_channels=3, **{"__call__": None}
-    )
+    described = SimpleNamespace(model=network, scale=2, architecture=SimpleNamespace(name="merged"), input_channels=3)
     external = External(described, rgb_range=1)
     external.described = network
     image = torch.rand(1, 3, 150, 134)

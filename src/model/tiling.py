@@ -53,7 +53,10 @@ class Tiles:
             self.tail_halo = reach(lambda fused: network.tail(fused, torch.zeros_like(fused)), features, like=parameter)
             self.exact = True
         else:
-            halo = reach(network, n_colors, like=parameter)
+            try:
+                halo = reach(network, n_colors, like=parameter)
+            except RuntimeError:  # a network that takes no strips
+                halo = None
             self.halo, self.exact = (GLOBAL_HALO, False) if halo is None else (halo, True)
             if isinstance(network, External):
                 # It may work on a grid of windows or of merged pixels, which every tile must meet in the same place.
