@@ -9,7 +9,6 @@ not written.
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import tempfile
@@ -33,7 +32,7 @@ from metrics import psnr_ssim, quantise
 from model import count_parameters
 from model.checkpoint import model_of, rebuild, unpack
 from option import Parser, number, whole_number
-from utility import git_commit, load_tensors, start_log, write_bytes
+from utility import digest, git_commit, load_tensors, start_log, write_bytes
 
 log = logging.getLogger("krgn")
 
@@ -251,11 +250,6 @@ def entry(name: str, paths: list[Path], measured: dict) -> dict:
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in paths},
         **measured,
     }
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,6 @@ The network that a reader of the file gets is compared with the one that was tra
 photograph: a transform or a dilation that was forgotten on the way is seen before anybody deploys the file.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from errors import UserError
 from metrics import rgb_to_y
 from model.checkpoint import FORMAT, Checkpoint, model_of, pack, rebuild, unpack
 from model.recalibration import fold
-from utility import git_commit, load_tensors, parse_safetensors, write_bytes
+from utility import digest, git_commit, load_tensors, parse_safetensors, write_bytes
 
 TOLERANCE = 1e-3  # of the 0-255 range: what a fold may change by rounding, far below half a gray level
 
@@ -41,7 +40,7 @@ def write(source: Path, *targets: Path, **unseen) -> float:
     checkpoint = unpack(load_tensors(source), str(source))
     with torch.random.fork_rng(devices=[]):
         trained = rebuild(checkpoint, **unseen).eval()
-    content = folded_bytes(checkpoint, trained, hashlib.sha256(source.read_bytes()).hexdigest())
+    content = folded_bytes(checkpoint, trained, digest(source))
     with torch.random.fork_rng(devices=[]):  # a training's random numbers must not depend on its saves
         deployed = rebuild(unpack(parse_safetensors(content), str(targets[0]))).eval()
     deviation = largest_deviation(trained, deployed)
@@ -110,7 +109,6 @@ def largest_deviation(one: nn.Module, other: nn.Module) -> float:
 def first_difference(one: nn.Module, other: nn.Module) -> str:
     """The first layer, in the order of execution, whose outputs differ, and by how much of its largest value."""
     image = inputs(one.hyperparameters["n_colors"], one.hyperparameters["rgb_range"])[-1]
-    found = {}
     outputs = [_outputs(network, image) for network in (one, other)]
     for name, a in outputs[0].items():
         b = outputs[1].get(name)
@@ -119,7 +117,6 @@ def first_difference(one: nn.Module, other: nn.Module) -> str:
         off = ((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item()
         if not off < 1e-4:
             return f"{name} ({off:.1e} of its largest value)"
-        found[name] = off
     return "no layer by itself: rounding adds up"
 
 

@@ -6,7 +6,6 @@ A row is a checkpoint, an experiment's folder (its best weights), or the word `b
 network is folded first, as it is deployed. Prints the table, and writes it as Markdown, CSV, JSON and LaTeX with --out.
 """
 
-import hashlib
 import math
 import statistics
 import time
@@ -29,7 +28,7 @@ from model.tiling import peak_bytes
 from option import Parser, number, parse_args, whole_number
 from option import build_parser as training_parser
 from tables import as_text, tabulate, write_all
-from utility import choose_device, git_commit, load_tensors, processor, seed_everything
+from utility import choose_device, digest, git_commit, load_tensors, processor, seed_everything
 
 __all__ = ["tabulate"]  # torch looks for the PyPI package of this name when a program ends, and finds this file
 
@@ -174,7 +173,7 @@ def load(row: str, args, device: torch.device) -> Method:
         shape["rgb_range"],
         shape["n_colors"],
         str(path),
-        hashlib.sha256(path.read_bytes()).hexdigest(),
+        digest(path),
     )
 
 

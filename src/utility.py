@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import hashlib
 import io
 import json
 import logging
@@ -157,6 +158,11 @@ def write_bytes(path: Path, content: bytes) -> None:
             f"{path}: cannot be written ({error.strerror}): free the disk or choose another folder; "
             "what stood there before is unchanged"
         ) from None
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def save_tensors(path: Path, content: dict) -> None:
