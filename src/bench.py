@@ -405,11 +405,11 @@ def prepare_edsr_loading(*, device: str, workers: int, folder: str):
 
     flags = ["--dir_data", folder, "--data_train", "Photos", "--scale", str(SCALE), "--patch_size", "192"]
     paths = []
-    for pair, open_image in build_train_set(parse_args(flags)).images:
+    for pair, image_set in build_train_set(parse_args(flags)).images:
         both = []
         for kind, path in (("lr", pair.lr), ("hr", pair.hr)):
             both.append(Path(folder) / f"{pair.name}_{kind}_{os.getpid()}.pickle")
-            both[-1].write_bytes(pickle.dumps(np.array(open_image(path))))
+            both[-1].write_bytes(pickle.dumps(np.array(image_set.open(path))))
         paths.append(both)
 
     # Workers that stay, or each run would time their start.

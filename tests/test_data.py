@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data import build_test_sets, build_train_set, resize, train_batches
+from data import build_test_sets, build_train_set, resize, srdata, train_batches
 from data import image as files
 from data.srdata import ImageSet, TrainSet, cached, pair_up, to_tensor
 from errors import UserError
@@ -147,7 +148,7 @@ def test_decoded_copies_are_made_and_made_anew_when_outdated(small_set):
     cache = files.cache_path(root, path)
     assert cache == root / "bin/Small_train_HR/0001.png.npy"
     assert np.array_equal(copy.open(path), files.read_image(path))
-    assert isinstance(copy.open(path), np.memmap)
+    assert not copy.open(path).flags.writeable
 
     before = cache.stat().st_mtime_ns
     cached(original, root, reset=False, n_threads=2)
@@ -305,6 +306,39 @@ def test_the_same_batches_for_any_number_of_workers(small_set):
             assert list(names_a) == list(names_b)
     other = build_train_set(parse_args(test_flags(small_set, "--scale", "2", "--seed", "2")))
     assert not torch.equal(other[0][0], expected[0][0][0])
+
+
+def test_a_batch_is_one_block_that_crosses_to_the_parent_once(small_set):
+    samples = train_set(small_set)
+    block, names = samples.__getitems__(range(5, 8))
+    assert (block.dtype, block.dim()) == (torch.uint8, 1)
+    for position, (lr, hr) in enumerate(zip(*samples.unpack(block), strict=True)):
+        assert torch.equal(lr, samples[5 + position][0])
+        assert torch.equal(hr, samples[5 + position][1])
+        assert names[position] == samples[5 + position][2]
+    batches = train_batches(samples, batch_size=3, n_threads=1)
+    lr, hr, _ = next(batches)
+    batches.close()
+    assert lr.untyped_storage().data_ptr() == hr.untyped_storage().data_ptr()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc, which Linux has")
+def test_maps_stay_and_are_bounded_and_no_file_stays_open(small_set, monkeypatch):
+    def mapped() -> int:
+        return len({line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/bin/" in line})
+
+    before, handles = mapped(), len(os.listdir("/proc/self/fd"))
+    samples = train_set(small_set)
+    expected = [samples[k][1] for k in range(12)]
+    assert mapped() - before == 8  # LR and HR of four images
+    assert len(os.listdir("/proc/self/fd")) == handles
+    assert len(pickle.dumps(samples)) < 10_000  # what is mapped does not travel to a worker that is spawned
+
+    monkeypatch.setattr(srdata, "MAPS", 3)
+    few = train_set(small_set)
+    del samples
+    assert all(torch.equal(few[k][1], hr) for k, hr in enumerate(expected))
+    assert mapped() - before == 3
 
 
 def test_a_worker_reports_a_broken_image_in_one_line(small_set):

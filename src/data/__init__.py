@@ -100,6 +100,7 @@ def train_batches(
     loader = DataLoader(
         train_set,
         batch_sampler=numbers,
+        collate_fn=_as_it_is,
         num_workers=min(n_threads, usable_cores()),
         pin_memory=pin_memory,
         generator=torch.Generator(),  # not the global one, whose state a run that goes on must find unchanged
@@ -109,13 +110,18 @@ def train_batches(
     try:
         while True:
             try:
-                batch = next(batches)
+                block, names = next(batches)
             except UserError as error:
                 # A worker's exception arrives with its traceback in the message; its last line is the message itself.
                 raise UserError(str(error).strip().splitlines()[-1].removeprefix("errors.UserError: ")) from None
-            yield batch
+            yield *train_set.unpack(block), names
     finally:
         _end_workers(batches)
+
+
+def _as_it_is(batch):
+    """The set collates its batches itself."""
+    return batch
 
 
 def usable_cores() -> int:

@@ -9,12 +9,14 @@ Every image becomes uint8 (H, W, C), C = 1 (gray) or 3 (RGB):
 """
 
 import io
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -122,16 +124,27 @@ def convert(image: Path, cache: Path) -> None:
 def open_cached(cache: Path) -> np.ndarray:
     """The decoded copy as a read-only memory map, uint8 (H, W, C): slicing it reads only that part of the file.
 
+    The file does not stay open, as it would for NumPy's own maps: of these there may be no more than open files.
+
     Raises:
         UserError: if the file is missing or damaged.
     """
     try:
-        pixels = np.load(cache, mmap_mode="r", allow_pickle=False)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
-            raise ValueError(f"{pixels.dtype} of shape {pixels.shape}, expected uint8 (H, W, 1 or 3)")
-    except (OSError, ValueError, EOFError) as error:
+        with open(cache, "rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("a format that is not written here")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            offset, there = file.tell(), os.fstat(file.fileno()).st_size
+        if dtype != np.uint8 or fortran or len(shape) != 3 or shape[2] not in (1, 3) or not math.prod(shape):
+            raise ValueError(f"{dtype} of shape {shape}, expected uint8 (H, W, 1 or 3)")
+        size = offset + math.prod(shape)
+        if there < size:
+            raise ValueError(f"{there} bytes, expected {size}")
+        pixels = torch.from_file(str(cache), size=size, dtype=torch.uint8).numpy()[offset:].reshape(shape)
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{cache}: is no decoded image ({reason}): make it anew with --ext sep_reset") from None
+    pixels.flags.writeable = False
     return pixels
 
 

@@ -2,17 +2,21 @@
 
 Samples stay uint8 until they are on the device. What a training sample is depends on its number and the seed alone,
 never on who loads it or when, so any number of workers gives the same batches and a run can go on at any batch.
+
+A batch is cut in one call, out of decoded copies that stay mapped, into one block of bytes: only the patches are read,
+each is copied once, flipped and rotated on the way, and a worker process hands over one message a batch.
 """
 
 import logging
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from data import image as files
 from data import resize
@@ -21,6 +25,9 @@ from errors import UserError
 from metrics import rgb_to_y
 
 log = logging.getLogger("krgn")
+
+# Decoded copies that a training set keeps mapped: address space, not memory or open files. Linux allows 65,530 maps.
+MAPS = 4096
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,7 @@ class TrainSet(Dataset):
 
     An item is (lr, hr, name): uint8 tensors (n_colors, p/scale, p/scale) and (n_colors, p, p) for HR patches of side
     p = `patch_size`, and the image's name. Each pass of k over the number of images takes every image once, in an
-    order of its own.
+    order of its own. Loaders take whole batches (`__getitems__`, `unpack`).
 
     Args:
         weights: shares of the sets, one positive number for each: an image is then drawn from a set that is drawn by
@@ -185,9 +192,10 @@ class TrainSet(Dataset):
         ends = np.cumsum([len(image_set.pairs) for image_set in sets])
         self.spans = [(int(end) - len(image_set.pairs), int(end)) for image_set, end in zip(sets, ends, strict=True)]
         self.shares = None if weights is None else np.cumsum(weights) / np.sum(weights)
-        self.images = [(pair, image_set.open) for image_set in sets for pair in image_set.pairs]
+        self.images = [(pair, image_set) for image_set in sets for pair in image_set.pairs]
         self.scale, self.patch_size, self.n_colors = scale, patch_size, n_colors
         self.augment, self.seed, self.degradation = augment, seed, degradation
+        self._maps: dict[Path, np.ndarray] = {}
         for pair, _ in self.images:
             if min(pair.size) // scale * scale < patch_size:
                 raise UserError(
@@ -199,6 +207,30 @@ class TrainSet(Dataset):
         return len(self.images)
 
     def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor, str]:
+        block, names = self.__getitems__([k])
+        lr, hr = self.unpack(block)
+        return lr[0], hr[0], names[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> tuple[torch.Tensor, list[str]]:
+        """The samples of these numbers as one block of bytes, which `unpack` takes apart, and their images' names."""
+        block = torch.empty(len(numbers) * self._sample_bytes(), dtype=torch.uint8)
+        if get_worker_info() is not None:
+            block.share_memory_()  # written where the other process reads it
+        lr, hr = (part.numpy() for part in self.unpack(block))
+        return block, [self._cut(k, lr[position], hr[position]) for position, k in enumerate(numbers)]
+
+    def unpack(self, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The LR and HR patches of a batch, (N, n_colors, p/scale, p/scale) and (N, n_colors, p, p), as views of it."""
+        side = self.patch_size // self.scale
+        count = block.numel() // self._sample_bytes()
+        lr, hr = block.split([count * self.n_colors * side**2, count * self.n_colors * self.patch_size**2])
+        return lr.view(count, -1, side, side), hr.view(count, -1, self.patch_size, self.patch_size)
+
+    def _sample_bytes(self) -> int:
+        return self.n_colors * ((self.patch_size // self.scale) ** 2 + self.patch_size**2)
+
+    def _cut(self, k: int, lr_patch: np.ndarray, hr_patch: np.ndarray) -> str:
+        """Writes sample number k into two arrays (n_colors, side, side); returns its image's name."""
         random = np.random.default_rng((self.seed, 1, k))
         if self.shares is None:
             # A fresh permutation for each pass costs microseconds even for 100,000 images spread over their samples.
@@ -206,9 +238,9 @@ class TrainSet(Dataset):
             index = self._order(turn)[position]
         else:
             index = random.integers(*self.spans[np.searchsorted(self.shares, random.random(), side="right")])
-        pair, open_image = self.images[index]
+        pair, image_set = self.images[index]
 
-        lr, hr = open_image(pair.lr), open_image(pair.hr)
+        lr, hr = self._pixels(image_set, pair.lr), self._pixels(image_set, pair.hr)
         side = self.patch_size // self.scale
         top = int(random.integers(lr.shape[0] - side + 1))
         left = int(random.integers(lr.shape[1] - side + 1))
@@ -216,11 +248,23 @@ class TrainSet(Dataset):
 
         box = slice(top, top + side), slice(left, left + side)
         hr_box = tuple(slice(self.scale * part.start, self.scale * part.stop) for part in box)
-        patches = []
-        for patch in (self.degradation.window(lr, hr, box, self.scale, random), hr[hr_box]):
-            turned = np.rot90(patch, turns)
-            patches.append(to_tensor(turned[:, ::-1] if mirrored else turned, self.n_colors))
-        return *patches, pair.name
+        degraded = self.degradation.window(lr, hr, box, self.scale, random)
+        for patch, target in ((degraded, lr_patch), (hr[hr_box], hr_patch)):
+            _copy(_turned(np.ascontiguousarray(patch), turns, mirrored), target)
+        return pair.name
+
+    def _pixels(self, image_set: ImageSet, path: Path) -> np.ndarray:
+        """The image's pixels. Maps are kept, the oldest give way; decoded images would fill the memory."""
+        if image_set.cache_root is None:
+            return image_set.open(path)
+        if path not in self._maps:
+            if len(self._maps) >= MAPS:
+                del self._maps[next(iter(self._maps))]
+            self._maps[path] = image_set.open(path)
+        return self._maps[path]
+
+    def __getstate__(self) -> dict:
+        return vars(self) | {"_maps": {}}  # a process that is spawned maps for itself
 
     def _order(self, turn: int) -> np.ndarray:
         if getattr(self, "_turn", None) != turn:
@@ -275,6 +319,24 @@ class TestSet(Dataset):
         random = np.random.default_rng((self.seed, 2, zlib.crc32(pair.name.encode())))
         lr = self.degradation.whole(lr, hr, self.scale, random)
         return to_tensor(lr, self.n_colors), to_tensor(hr, self.n_colors), pair.name
+
+
+def _turned(pixels: np.ndarray, turns: int, mirrored: bool) -> np.ndarray:
+    """`np.rot90` by `turns` quarters, then mirrored left to right: a view, without the checks that take longer."""
+    if turns % 2:
+        pixels = pixels.swapaxes(0, 1)
+    down = -1 if turns in (1, 2) else 1
+    right = -1 if (turns in (2, 3)) != mirrored else 1
+    return pixels[::down, ::right]
+
+
+def _copy(pixels: np.ndarray, target: np.ndarray) -> None:
+    """`to_tensor` into an array that is there, in one pass over the pixels where colours need no arithmetic."""
+    if len(target) == 1 and pixels.shape[2] == 3:
+        target[:] = to_tensor(pixels, 1).numpy()
+        return
+    for channel, plane in enumerate(target):
+        plane[:] = pixels[..., channel % pixels.shape[2]]
 
 
 def to_tensor(pixels: np.ndarray, n_colors: int) -> torch.Tensor:
