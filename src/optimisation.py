@@ -1,13 +1,14 @@
 """How weights move: the optimizer, the learning rate of every batch, and the moving average of the weights."""
 
+import copy
 import math
 import warnings
 from functools import partial
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def make_optimizer(args, network: nn.Module) -> Optimizer:
@@ -74,10 +75,32 @@ def make_scheduler(args, optimizer: Optimizer, *, epoch_batches: int, done: int 
     return LambdaLR(optimizer, factor, last_epoch=done - 1)
 
 
-def make_average(network: nn.Module, decay: float) -> AveragedModel | None:
-    """The moving average of all weights, basis kernels and transforms each: it is folded after averaging, never before.
+def step_if(good: torch.Tensor, optimizer: Optimizer) -> None:
+    """`optimizer.step()`, or nothing at all where `good`, a boolean scalar on the gradients' device, is false.
 
-    Args:
-        decay: share of the old average kept at each batch, for instance 0.999; 0: no average, None.
+    Adam's fused kernel looks at it on the device, as it does for a gradient scaler's overflow, so the host need not
+    wait; other optimizers wait. (SGD's kernel too can look, but leaves its momentum unset if the first step is none.)
     """
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+    if isinstance(optimizer, Adam):
+        optimizer.grad_scale, optimizer.found_inf = None, (~good).float()
+        optimizer.step()
+    elif good:
+        optimizer.step()
+
+
+def make_average(network: nn.Module, decay: float) -> nn.Module | None:
+    """What will hold the moving average of all weights, or None if `decay` is 0.
+
+    Basis kernels and transforms are averaged each: the network is folded after averaging, never before.
+    """
+    return copy.deepcopy(network).requires_grad_(False) if decay else None
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float, good: torch.Tensor) -> None:
+    """average = decay * average + (1 - decay) * network, parameter by parameter, where `good`, a boolean scalar on
+    their device, is true."""
+    averaged, current = list(average.parameters()), list(network.parameters())
+    moves = torch._foreach_sub(current, averaged)
+    torch._foreach_mul_(moves, (1 - decay) * good)
+    torch._foreach_add_(averaged, moves)

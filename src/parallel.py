@@ -95,13 +95,13 @@ def barrier() -> None:
         dist.barrier()
 
 
-def mean(values: list[float], device: torch.device) -> list[float]:
+def mean(values: torch.Tensor) -> torch.Tensor:
     """The mean of each value over the processes; the same on all of them."""
     if world_size() == 1:
         return values
-    total = torch.tensor(values, dtype=torch.float64, device=device)
+    total = values.clone()
     dist.all_reduce(total)
-    return (total / world_size()).tolist()
+    return total / world_size()
 
 
 def average_gradients(module: torch.nn.Module) -> None:

@@ -3,13 +3,18 @@
 A run is a sequence of batches whose content depends on their number and the seed alone (`data.srdata.TrainSet`), so
 the state is the weights, what the optimizer remembers, and how far the run has come. Several processes (`parallel.py`)
 run the same code on their parts of each batch and take every decision together.
+
+On a GPU nothing in the loop waits for the device: whether a batch is good for a step is decided there, and what it
+says is read while the next batch runs.
 """
 
 import logging
 import math
 import random
 import time
-from contextlib import nullcontext
+from collections import deque
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,7 +35,14 @@ from loss import Loss
 from loss.perceptual import load_vgg19
 from model.checkpoint import pack
 from model.recalibration import fold
-from optimisation import make_average, make_critic_optimizer, make_optimizer, make_scheduler
+from optimisation import (
+    make_average,
+    make_critic_optimizer,
+    make_optimizer,
+    make_scheduler,
+    step_if,
+    update_average,
+)
 from utility import load_tensors
 
 log = logging.getLogger("krgn")
@@ -40,6 +52,23 @@ MAX_SKIPPED = 100  # batches skipped one after the other that end a run: it will
 
 class Diverged(UserError):
     """Batch after batch is skipped: the weights are no good, and must not replace the last good state."""
+
+
+@dataclass
+class Told:
+    """What the device says of a batch: the batch's number in its epoch, its images, and values that are on their way
+    to the host until `arrived`: see `Trainer._step`."""
+
+    batch: int
+    names: list[str]
+    values: torch.Tensor
+    arrived: torch.cuda.Event | None
+
+    def read(self) -> list[float]:
+        """The values, when they are there."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.values.tolist()
 
 
 class Trainer:
@@ -65,6 +94,10 @@ class Trainer:
         self.train_set, self.test_sets = train_set, test_sets
         self.epoch_batches = args.test_every or max(1, len(train_set) // args.batch_size)
         self.best_set = next((index for index, test_set in enumerate(test_sets) if test_set.scored), None)
+
+        # Batches that may be under way on the device before the first of them is read.
+        self.ahead = 1 if device.type == "cuda" else 0
+        self.unread: deque[Told] = deque()
 
         self.loss = Loss(
             args.loss,
@@ -148,6 +181,9 @@ class Trainer:
             raise
         except BaseException as error:
             # Also for a bug or a full disk: the batches done so far are worth keeping, if they can be.
+            with held(), suppress(errors.Interrupted):
+                if parallel.world_size() == 1:  # others may be elsewhere, and could not be asked about skipped images
+                    self._read()
             with held():
                 saved = self._save_state()
             said = f"state saved after {self.epoch} epochs and {self.batch} batches"
@@ -188,25 +224,15 @@ class Trainer:
                 asked = time.perf_counter()
                 lr, hr, names = next(batches)
                 waited += time.perf_counter() - asked
-                reason, stop = self._step(lr, hr)
+                values = self._step(lr, hr)
                 self.batch += 1
                 for scheduler in (self.scheduler, *self.critic_schedulers):
                     scheduler.step()
+                self._send(values, names)
+                overdue = self._read(0 if self.batch == total else self.ahead)
                 self.seconds += time.perf_counter() - asked
-
-                self.in_a_row = self.in_a_row + 1 if reason else 0
-                if reason:
-                    self._book_skipped(reason, names)
-                if self.in_a_row == MAX_SKIPPED:
-                    mend = f"--load {self.experiment.name} --override lr --lr {self.args.lr / 2:g}"
-                    raise Diverged(
-                        f"{self.in_a_row} batches in a row were skipped, the last because {reason}: training diverged; "
-                        f"the last good state is kept: go on with {mend}, or lower --lr, set --gclip or raise "
-                        "--skip_threshold in another run"
-                    )
-                if stop:
-                    raise errors.Interrupted(errors.pending() or errors.SIGTERM)
-                if self.args.save_every and time.monotonic() - self.saved_at > 60 * self.args.save_every:
+                if overdue:
+                    self._read()
                     self._save_state()
 
                 elapsed = time.perf_counter() - begun
@@ -222,18 +248,20 @@ class Trainer:
                     left = (self.args.epochs * total - self.done) * elapsed / (self.batch - done_before)
                     log.info("about %.1f hours of training to the end, validation not counted", left / 3600)
 
-    def _step(self, lr: torch.Tensor, hr: torch.Tensor) -> tuple[str, bool]:
-        """One optimizer step on a batch, in --split_batch parts.
+    def _step(self, lr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+        """One optimizer step on a batch, in --split_batch parts; none where the batch is not good for one.
 
         Returns:
-            Why the batch was skipped, "" if it was not; and whether a signal has reached any process.
+            Float64 on the device, the same in all processes: 1 if the step was made, else 0; above 0 if a signal has
+            reached any process; above 0 if --save_every has passed on any; each value of the loss; the norms of the
+            network's gradient and the discriminator's.
         """
         args = self.args
         lr, hr = (to_network(images, self.device, args.rgb_range) for images in (lr, hr))
         self.optimizer.zero_grad(set_to_none=True)
         if self.adversary:
             self.critic_optimizer.zero_grad(set_to_none=True)
-        terms = torch.zeros(len(self.sums), device=self.device)
+        values = torch.zeros(len(self.sums), dtype=torch.float64, device=self.device)
         n_parts = min(args.split_batch, len(lr))
         parts = list(zip(lr.tensor_split(n_parts), hr.tensor_split(n_parts), strict=True))
         for number, (lr_part, hr_part) in enumerate(parts, start=1):
@@ -245,52 +273,101 @@ class Trainer:
                 share = len(lr_part) / len(lr)
                 part = self.loss(sr.float(), hr_part) * share
                 self.scaler.scale(part.sum()).backward()
-            terms[: len(part)] += part.detach()
+            values[: len(part)] += part.detach()
             if self.adversary:  # its discriminator learns from the same images, in single precision
                 critic = self.adversary.critic_loss(sr.float(), hr_part) * share
                 critic.backward()
-                terms[-1] += critic.detach()
+                values[-1] += critic.detach()
 
-        *values, stop = parallel.mean([*terms.tolist(), float(errors.pending() is not None)], self.device)
-        loss = sum(values[: len(args.loss)])
-        # A Wasserstein distance may be below zero, which says nothing about what is too large.
-        limit = args.skip_threshold * self.last_loss if self.last_loss > 0 else math.inf
-        if not math.isfinite(sum(values)):
-            return f"its loss is {loss}" if not math.isfinite(
-                loss
-            ) else "its discriminator's loss is not finite", stop > 0
-        if not loss < limit:
-            return f"its loss {loss:.4g} is above {limit:.4g}, --skip_threshold times that of the last epoch", stop > 0
+        overdue = 0 < args.save_every < (time.monotonic() - self.saved_at) / 60
+        events = [values.new_full((1,), float(event)) for event in (errors.pending() is not None, overdue)]
+        events, values = parallel.mean(torch.cat((*events, values))).split([2, len(values)])
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        norm = get_total_norm(gradients).item()
-        if not math.isfinite(norm):
-            self.scaler.update()  # half precision: a smaller scale for the next batch
-            return f"its gradient's norm is {norm}", stop > 0
+        gradients = [[p.grad for p in self.network.parameters() if p.grad is not None]]
         if self.adversary:
-            discriminator = self.adversary.discriminator
-            parallel.average_gradients(discriminator)
-            critic_norm = get_total_norm([p.grad for p in discriminator.parameters()]).item()
-            if not math.isfinite(critic_norm):
-                self.scaler.update()  # it counts a step for each unscaling
-                return f"its discriminator's gradient's norm is {critic_norm}", stop > 0
-            self.critic_optimizer.step()
+            parallel.average_gradients(self.adversary.discriminator)
+            gradients.append([p.grad for p in self.adversary.discriminator.parameters()])
+        norms = torch.stack([get_total_norm(each) for each in gradients]).double()
+        good = values.isfinite().all() & norms.isfinite().all() & (values[: len(args.loss)].sum() < self._limit())
+
         if args.gclip > 0:
             clip_grad_value_(self.network.parameters(), args.gclip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        step_if(good, self.optimizer)
+        if self.adversary:
+            step_if(good, self.critic_optimizer)
+        self.scaler.update()  # half precision: a smaller scale for the next batch if a gradient overflowed
         if self.average is not None:
-            self.average.update_parameters(self.network)
-        self.sums = [total + value for total, value in zip(self.sums, values, strict=True)]
-        self.norms += norm
-        self.counted += 1
-        return "", stop > 0
+            update_average(self.average, self.network, args.ema, good)
+        return torch.cat((good[None].double(), events, values, norms))
 
-    def _book_skipped(self, reason: str, names) -> None:
+    def _limit(self) -> float:
+        """The loss from which on a batch is skipped. A Wasserstein distance may be below zero, which says nothing about
+        what is too large."""
+        return self.args.skip_threshold * self.last_loss if self.last_loss > 0 else math.inf
+
+    def _send(self, values: torch.Tensor, names: list[str]) -> None:
+        """Starts the values of the last batch on their way to the host."""
+        arrived = torch.cuda.Event() if values.is_cuda else None
+        values = values.to("cpu", non_blocking=True)
+        if arrived is not None:
+            arrived.record()
+        self.unread.append(Told(self.batch, names, values, arrived))
+
+    def _read(self, leave: int = 0) -> bool:
+        """Books what the device said of the batches, all but the last `leave` of them.
+
+        Returns:
+            Whether it is time to save the state.
+
+        Raises:
+            Diverged: after too many batches that were skipped.
+            errors.Interrupted: if a signal has reached any process.
+        """
+        stop = overdue = False
+        while len(self.unread) > leave:
+            told = self.unread.popleft()
+            good, signalled, late, *rest = told.read()
+            values, norms = rest[: len(self.sums)], rest[len(self.sums) :]
+            stop, overdue = stop or signalled > 0, overdue or late > 0
+            if good:
+                self.sums = [total + value for total, value in zip(self.sums, values, strict=True)]
+                self.norms += norms[0]
+                self.counted += 1
+                self.in_a_row = 0
+                continue
+            self.in_a_row += 1
+            reason = self._why_skipped(values, norms)
+            self._book_skipped(told.batch, reason, told.names)
+            if self.in_a_row == MAX_SKIPPED:
+                self.unread.clear()
+                mend = f"--load {self.experiment.name} --override lr --lr {self.args.lr / 2:g}"
+                raise Diverged(
+                    f"{self.in_a_row} batches in a row were skipped, the last because {reason}: training diverged; "
+                    f"the last good state is kept: go on with {mend}, or lower --lr, set --gclip or raise "
+                    "--skip_threshold in another run"
+                )
+        if stop:
+            self._read()
+            raise errors.Interrupted(errors.pending() or errors.SIGTERM)
+        return overdue
+
+    def _why_skipped(self, values: list[float], norms: list[float]) -> str:
+        loss = sum(values[: len(self.args.loss)])
+        if not math.isfinite(loss):
+            return f"its loss is {loss}"
+        if not math.isfinite(sum(values)):
+            return "its discriminator's loss is not finite"
+        if not math.isfinite(norms[0]):
+            return f"its gradient's norm is {norms[0]}"
+        if not math.isfinite(sum(norms)):
+            return f"its discriminator's gradient's norm is {norms[1]}"
+        return f"its loss {loss:.4g} is above {self._limit():.4g}, --skip_threshold times that of the last epoch"
+
+    def _book_skipped(self, batch: int, reason: str, names: list[str]) -> None:
         """Keeps which images were in a batch that was skipped."""
-        images = " ".join(name for part in parallel.gather(list(names)) for name in part)
-        log.info("batch %d skipped: %s (%s)", self.batch, reason, images)
-        self.skipped.append({"epoch": self.epoch + 1, "batch": self.batch, "reason": reason, "images": images})
+        images = " ".join(name for part in parallel.gather(names) for name in part)
+        log.info("batch %d skipped: %s (%s)", batch, reason, images)
+        self.skipped.append({"epoch": self.epoch + 1, "batch": batch, "reason": reason, "images": images})
         if parallel.is_main():
             self.experiment.save_skipped(self.skipped)
 
@@ -305,7 +382,7 @@ class Trainer:
     @property
     def shown(self) -> nn.Module:
         """The network that is validated and released: the averaged one, if there is one."""
-        return self.network if self.average is None else self.average.module
+        return self.network if self.average is None else self.average
 
     def _validate(self, board: Board) -> list[Scores]:
         folded = fold(self.shown)  # what a test of the saved weights will run, so that scores agree to the bit

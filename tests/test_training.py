@@ -26,7 +26,7 @@ from loss import Loss
 from model.checkpoint import rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import fold
-from optimisation import make_average, make_optimizer, make_scheduler, rate_factor
+from optimisation import make_average, make_optimizer, make_scheduler, rate_factor, step_if, update_average
 from option import parse_args
 from utility import load_tensors, save_tensors
 
@@ -91,13 +91,12 @@ def test_an_overridden_rate_counts_from_the_resume_on(small_set):
 def test_average_is_the_recursion():
     network = KRGN(scale=2, n_feats=8, n_resgroups=1)
     average = make_average(network, 0.9)
-    expected = None
-    for _ in range(4):
+    got, now = (net.body[0].blocks[0].conv_acts[0][0].transform for net in (average, network))
+    expected = now.detach().clone()
+    for good in (True, True, False, True):
         randomise(network, 0.5)
-        average.update_parameters(network)
-        now = network.body[0].blocks[0].conv_acts[0][0].transform.detach().clone()
-        expected = now if expected is None else 0.9 * expected + 0.1 * now
-    got = average.module.body[0].blocks[0].conv_acts[0][0].transform
+        update_average(average, network, 0.9, torch.tensor(good))
+        expected = 0.9 * expected + 0.1 * now.detach() if good else expected
     assert torch.allclose(got, expected, atol=1e-6)
     assert make_average(network, 0) is None
 
@@ -107,8 +106,7 @@ def test_averaged_weights_are_validated_released_and_folded_after_averaging(smal
     launch(*small_run(small_set, "--ema", "0.8", "--epochs", "2"))
     state, latest = load_tensors(folder / "state.pt"), load_tensors(folder / "model/model_latest.pt")
     assert (state["facts"]["weights"], latest["facts"]["weights"]) == ("raw", "averaged")
-    averaged = {name.removeprefix("module."): t for name, t in state["average"].items() if name != "n_averaged"}
-    assert all(torch.equal(latest["model"][name], averaged[name]) for name in averaged)
+    assert all(torch.equal(latest["model"][name], averaged) for name, averaged in state["average"].items())
     assert not torch.equal(latest["model"]["head_conv.weight"], state["model"]["head_conv.weight"])
     # The printed score is that of the released weights, folded.
     network = rebuild(unpack(latest, "latest"))
@@ -134,13 +132,30 @@ def one_step(small_set: Path, monkeypatch, loss) -> tuple:
             monkeypatch.setattr(Loss, "forward", loss)
         result = original(self, lr, hr)
         monkeypatch.setattr(Loss, "forward", forward)
-        seen.append((result[0], before, {name: t.clone() for name, t in self.network.state_dict().items()}))
+        seen.append((result[0].item(), before, {name: t.clone() for name, t in self.network.state_dict().items()}))
         return result
 
     forward = Loss.forward
     monkeypatch.setattr(trainer.Trainer, "_step", step)
     launch(*small_run(small_set, "--epochs", "1"))
     return seen, small_set.parent / "experiment/small"
+
+
+@pytest.mark.parametrize("name", ["ADAM", "ADAMW", "SGD", "RMSprop"])
+def test_a_step_that_is_not_made_changes_nothing(name):
+    """Neither weights nor what the optimizer remembers, be it the first step or a later one."""
+    steps, ends = [True, True], []
+    for plan in (steps, [False, *steps], [True, False, True]):
+        torch.manual_seed(0)
+        network = KRGN(scale=2, n_feats=8, n_resgroups=1)
+        optimizer = make_optimizer(parse_args(["--optimizer", name, "--lr", "1e-3"]), network)
+        for good in plan:
+            for parameter in network.parameters():
+                parameter.grad = torch.ones_like(parameter) * (1 if good else math.nan)
+            step_if(torch.tensor(good), optimizer)
+        ends.append([tensor for state in optimizer.state.values() for tensor in state.values()])
+        ends[-1] = [tensor for tensor in ends[-1] if isinstance(tensor, torch.Tensor)] + list(network.parameters())
+    assert all(torch.equal(a, b) for other in ends[1:] for a, b in zip(ends[0], other, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +169,7 @@ def one_step(small_set: Path, monkeypatch, loss) -> tuple:
 )
 def test_what_is_not_finite_never_reaches_the_weights(small_set, monkeypatch, loss, reason):
     seen, folder = one_step(small_set, monkeypatch, loss)
-    assert [result[0] for result in seen] == ["", reason, "", ""]
+    assert [result[0] for result in seen] == [1, 0, 1, 1]
     assert all(torch.equal(seen[1][1][name], seen[1][2][name]) for name in seen[1][1])
     assert not all(torch.equal(seen[2][1][name], seen[2][2][name]) for name in seen[2][1])
     with open(folder / "skipped.csv", newline="") as file:
@@ -163,6 +178,32 @@ def test_what_is_not_finite_never_reaches_the_weights(small_set, monkeypatch, lo
     assert len(row["images"].split()) == 4
     assert history(folder)[0]["skipped"] == "1"
     assert all(t.isfinite().all() for t in weights(folder).values())
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_what_is_read_late_is_booked_all_the_same(small_set, monkeypatch, ahead):
+    """As on a GPU, where the host runs ahead of the device: history, skipped batches and the state are the same."""
+    forward, calls = Loss.forward, []
+
+    def sometimes(self, sr, hr):
+        calls.append(0)
+        return forward(self, sr, hr) * (math.nan if len(calls) in (2, 4, 5) else 1)
+
+    monkeypatch.setattr(Loss, "forward", sometimes)
+    original = trainer.Trainer.__init__
+
+    def late(self, *arguments, **named):
+        original(self, *arguments, **named)
+        self.ahead = ahead
+
+    folder = small_set.parent / "experiment"
+    launch(*small_run(small_set, "--epochs", "2", "--ema", "0.9", "--save", "at_once"))
+    calls.clear()
+    monkeypatch.setattr(trainer.Trainer, "__init__", late)
+    launch(*small_run(small_set, "--epochs", "2", "--ema", "0.9", "--save", "late", "--save_every", "1e-9"))
+    assert (folder / "late/skipped.csv").read_text() == (folder / "at_once/skipped.csv").read_text()
+    assert [row["skipped"] for row in history(folder / "late")] == ["2", "1"]
+    assert verify_resume.differences(folder / "at_once", folder / "late") == []
 
 
 def test_emulated_types_are_announced(small_set, capsys):
