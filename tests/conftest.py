@@ -16,6 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 
 
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` run where there is one."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """../shared, with the benchmark sets and the published weights; skips where it is absent."""

@@ -501,7 +501,6 @@ def test_published_cfgn_scores(shared, tmp_path, capsys):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("precision", ["single", "half", "bf16"])
 def test_training_on_a_gpu(small_set, precision):
     experiments = small_set.parent / "experiment"

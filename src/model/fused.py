@@ -1,9 +1,11 @@
 """The CFFB as one operator: two 3x3 convolutions of the same input, each with its PReLU, summed in one pass.
 
-torch's separate operators pass over memory six times, which on a CPU takes longer than the arithmetic. The kernel,
-`csrc/cffb.cpp`, is compiled for the user's processor when it is first needed, by one call of the C++ compiler, and kept
-in torch's folder of extensions (`TORCH_EXTENSIONS_DIR`, by default `~/.cache/torch_extensions`). Where there is no
-compiler, and with `KRGN_FUSED=0` in the environment, the plain operators run; the log says in one line which do.
+torch's separate operators pass over memory six times, which takes longer than the arithmetic.
+
+CPU: `csrc/cffb.cpp` is compiled for the user's processor when it is first needed, by one call of the C++ compiler, and
+kept in torch's folder of extensions (`TORCH_EXTENSIONS_DIR`, by default `~/.cache/torch_extensions`). GPU: the Triton
+kernels of `fused_gpu.py`, compared with the plain operators on a small map before they are first used. Where either
+cannot be had, and with `KRGN_FUSED=0` in the environment, the plain operators run; the log says in one line which do.
 
 Deterministic: the same inputs give the same bits on the same processor, for any number of threads.
 """
@@ -33,31 +35,28 @@ log = logging.getLogger("krgn")
 SOURCE = Path(__file__).parent / "csrc/cffb.cpp"
 COMPILE = "-O3 -march=native -std=c++17 -ffp-contract=fast -fopenmp -fPIC -shared -Wno-psabi".split()
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+GPU_DTYPES = (*DTYPES, torch.float16, torch.bfloat16)
 LEAST_CHANNELS = 16  # those of the widest vector register
 
 
 def fits(x: torch.Tensor, near: nn.Module, far: nn.Module) -> bool:
     """Whether `cffb` can stand for `near(x) + far(x)` here; if not, plain operators do.
 
-    It does for float32 and float64 on a CPU and branches that are `nn.Sequential(conv, PReLU(C))` without hooks, the
-    convolutions 3x3, C -> C with C >= 16, of one or two channels a group, of any dilation, keeping the size. What is
-    exported or traced keeps torch's own operators, so that it runs elsewhere.
+    It does for branches that are `nn.Sequential(conv, PReLU(C))` without hooks, the convolutions 3x3, C -> C with
+    C >= 16, of one or two channels a group, of any dilation, keeping the size; on a CPU in float32 and float64, on a
+    GPU also in half precision. What is exported or traced keeps torch's own operators, so that it runs elsewhere.
     """
-    return (
-        _runs_on(x) and _is_branch(near, x) and _is_branch(far, x) and near[0].groups == far[0].groups and available()
-    )
+    exported = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    branches = not exported and _is_branch(near, x) and _is_branch(far, x) and near[0].groups == far[0].groups
+    return branches and _runs_on(x)
 
 
 def _runs_on(x: torch.Tensor) -> bool:
-    return (
-        not torch.jit.is_tracing()
-        and not torch.compiler.is_exporting()
-        and not torch.is_autocast_enabled("cpu")
-        and x.device.type == "cpu"
-        and x.dtype in DTYPES
-        and x.dim() == 4
-        and x.shape[1] >= LEAST_CHANNELS
-    )
+    if torch.jit.is_tracing() or torch.compiler.is_exporting() or x.dim() != 4 or x.shape[1] < LEAST_CHANNELS:
+        return False
+    if x.is_cuda:
+        return x.dtype in GPU_DTYPES and available_on_gpu()
+    return x.device.type == "cpu" and x.dtype in DTYPES and not torch.is_autocast_enabled("cpu") and available()
 
 
 def _is_branch(branch: nn.Module, x: torch.Tensor) -> bool:
@@ -75,7 +74,7 @@ def _is_branch(branch: nn.Module, x: torch.Tensor) -> bool:
         and conv.dilation[0] == conv.dilation[1]
         and conv.padding_mode == "zeros"
         and conv.bias is not None
-        and conv.weight.dtype == act.weight.dtype == x.dtype
+        and (conv.weight.dtype == act.weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type))
         and not (branch._forward_hooks or branch._forward_pre_hooks or conv._forward_hooks or conv._forward_pre_hooks)
         and not (act._forward_hooks or act._forward_pre_hooks)
     )
@@ -86,6 +85,9 @@ def cffb(x: torch.Tensor, near: nn.Sequential, far: nn.Sequential, plus: torch.T
 
     (N, C, H, W) of any layout, any H, W -> (N, C, H, W), channels last in memory. Differentiable once.
     """
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+        plus = None if plus is None else plus.to(x.dtype)
     parameters = [tensor for conv, act in (near, far) for tensor in (kernel_of(conv), conv.bias, act.weight)]
     return torch.ops.krgn.cffb(x, parameters, [near[0].dilation[0], far[0].dilation[0]], plus)
 
@@ -96,7 +98,7 @@ def var_mean(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     `torch.var_mean` with the operator of this file where that can run: over channels-last memory torch's takes as long
     as ten CFFBs.
     """
-    if _runs_on(x) and x.numel() and available():
+    if not x.is_cuda and _runs_on(x) and x.numel():
         return tuple(torch.ops.krgn.var_mean(x))
     return torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
 
@@ -108,14 +110,19 @@ def var_mean(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _forward(
     x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int], plus: torch.Tensor | None
 ) -> torch.Tensor:
-    x, parameters = _channels_last(x), [tensor.contiguous() for tensor in parameters]
-    if plus is not None:
-        if (plus.shape, plus.dtype) != (x.shape, x.dtype):
-            raise ValueError(f"plus: got {plus.dtype} {tuple(plus.shape)}, expected {x.dtype} {tuple(x.shape)}")
-        plus = _channels_last(plus)
+    x, plus, parameters = _laid_out(x, plus, parameters)
     y = torch.empty_like(x)
     _function("forward", x)(_at(x), _each(parameters), _at(plus), _at(y), _sizes(x, parameters, dilations))
     return y
+
+
+@_forward.register_kernel("cuda")
+def _(x, parameters, dilations, plus):
+    from model import fused_gpu  # Triton, which only torch's CUDA builds bring
+
+    x, plus, parameters = _laid_out(x, plus, parameters)
+    with torch.cuda.device(x.device):
+        return fused_gpu.forward(x, parameters, dilations, plus)
 
 
 @torch.library.custom_op("krgn::cffb_backward", mutates_args=(), device_types="cpu")
@@ -123,11 +130,20 @@ def _backward(
     grad: torch.Tensor, x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int]
 ) -> list[torch.Tensor]:
     """The gradients of `x` and of each parameter; the convolutions' outputs are computed again, not kept."""
-    grad, x, parameters = _channels_last(grad), _channels_last(x), [tensor.contiguous() for tensor in parameters]
+    x, grad, parameters = _laid_out(x, grad, parameters)
     grad_x, grads = torch.empty_like(x), [torch.empty_like(tensor) for tensor in parameters]
     sizes = _sizes(x, parameters, dilations)
     _function("backward", x)(_at(x), _each(parameters), _at(grad), _at(grad_x), _each(grads), sizes)
     return [grad_x, *grads]
+
+
+@_backward.register_kernel("cuda")
+def _(grad, x, parameters, dilations):
+    from model import fused_gpu
+
+    x, grad, parameters = _laid_out(x, grad, parameters)
+    with torch.cuda.device(x.device):
+        return fused_gpu.backward(grad, x, parameters, dilations)
 
 
 @_forward.register_fake
@@ -190,6 +206,15 @@ def _backward_flops(_, x_shape, parameter_shapes, *__, **___) -> int:
     return 2 * _flops(x_shape, parameter_shapes)  # as torch counts: the outputs computed again are left out
 
 
+def _laid_out(x: torch.Tensor, other: torch.Tensor | None, parameters: Sequence[torch.Tensor]) -> tuple:
+    """`x`, another map of its shape or None, and the parameters, as the kernels read them."""
+    if other is not None:
+        if (other.shape, other.dtype) != (x.shape, x.dtype):
+            raise ValueError(f"got {other.dtype} {tuple(other.shape)}, expected the input's {x.dtype} {tuple(x.shape)}")
+        other = _channels_last(other)
+    return _channels_last(x), other, [tensor.contiguous() for tensor in parameters]
+
+
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
@@ -235,6 +260,45 @@ def _tried() -> bool:
         log.info("the CPU runs torch's separate operators, which is slower: %s", error)
         return False
     return True
+
+
+@torch.compiler.assume_constant_result
+def available_on_gpu() -> bool:
+    """Whether Triton's kernels can be used on this GPU, after a comparison; the log says so once."""
+    return _tried_on_gpu()
+
+
+@cache
+def _tried_on_gpu() -> bool:
+    try:
+        if os.environ.get("KRGN_FUSED") == "0":
+            raise Unavailable("KRGN_FUSED=0")
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
+            difference = _difference("cuda")
+        if not difference < 1e-4:
+            raise Unavailable(f"the fused ones are off by {difference:.1g}")
+    except Exception as error:  # whatever Triton, its compiler and the driver raise
+        log.info("the GPU runs torch's separate operators: %s", (str(error).splitlines() or [type(error).__name__])[0])
+        return False
+    log.info("the GPU runs fused operators (Triton)")
+    return True
+
+
+def _difference(device: str) -> float:
+    """The largest difference of values and gradients from those of plain operators on the CPU, on a small map."""
+    shapes = [(1, 16, 5, 7), *[(16, 1, 3, 3), (16,), (16,)] * 2, (1, 16, 5, 7)]
+    # No random numbers: a run's must stay as they are.
+    tensors = [torch.arange(math.prod(shape)).mul(i + 2.0).sin().view(shape) for i, shape in enumerate(shapes)]
+    x, *parameters, grad = (tensor.requires_grad_() for tensor in tensors)
+    expected = 0
+    for number, rate in enumerate((1, 3)):
+        weight, bias, slope = parameters[3 * number : 3 * number + 3]
+        convolved = torch.nn.functional.conv2d(x, weight, bias, padding=rate, dilation=rate, groups=16)
+        expected = expected + torch.nn.functional.prelu(convolved, slope)
+    wanted = [expected, *torch.autograd.grad(expected, [x, *parameters], grad)]
+    there, *rest, grad = (tensor.detach().to(device) for tensor in tensors)
+    got = [torch.ops.krgn.cffb(there, rest, [1, 3], None), *torch.ops.krgn.cffb_backward(grad, there, rest, [1, 3])]
+    return max((a.cpu() - b).abs().max().item() for a, b in zip(got, wanted, strict=True))
 
 
 @cache
