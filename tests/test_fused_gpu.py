@@ -35,7 +35,7 @@ def test_the_kernels_under_tritons_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert run.returncode == 0, run.stdout[-3000:]
-    assert f"{len(SIZES) * 2 + 3} passed" in run.stdout
+    assert run.stdout.splitlines()[0].count(".") == len(SIZES) * 2 + 3, run.stdout
 
 
 def example(channels, per_group, dilation, size, n, dtype):
