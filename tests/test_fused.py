@@ -17,8 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import fused
-from model.krgn import KRGN
-from model.krgn import cffb as paper_cffb
+from model.krgn import KRGN, RCG
 from model.recalibration import RecConv, fold
 
 COMPILER = shutil.which("g++")
@@ -76,7 +75,7 @@ def assert_same_with_gradients(pair, x, plus=None):
         tensor.requires_grad_()
     results = []
     for run in (fused.cffb, plain):
-        y = run(x, *pair, plus)
+        y = run(x, *pair, plus=plus)
         torch.manual_seed(1)
         results.append((y, *torch.autograd.grad(y, inputs, torch.randn(y.shape, dtype=y.dtype))))
     for got, expected in zip(*results, strict=True):
@@ -277,9 +276,9 @@ def test_what_does_not_fit_takes_the_plain_operators():
     for other in others:
         assert not fused.fits(x, other, far), other
         assert not fused.fits(x, far, other), other
-    small = [branch(8, rate) for rate in (1, 3)]
-    assert not fused.fits(x[:, :8], *small)
-    assert torch.equal(paper_cffb(x[:, :8], *small), plain(x[:, :8], *small))
+    small = RCG(n_feats=8, groups=8, dilation=3, conv=nn.Conv2d).double()
+    assert not fused.fits(x[:, :8], *small.conv_acts)
+    assert small(x[:, :8]).isfinite().all()
     assert not fused.fits(x.half(), near, far)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not fused.fits(x, near, far)
@@ -302,17 +301,53 @@ def test_operations_are_counted_as_those_of_plain_operators():
 
 def test_a_summand_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"got torch\.float64 .*expected the input"):
-        fused.cffb(torch.randn(1, 16, 6, 6, dtype=torch.float64), *branches(), torch.randn(1, 16, 6, 5).double())
+        fused.cffb(torch.randn(1, 16, 6, 6, dtype=torch.float64), *branches(), plus=torch.randn(1, 16, 6, 5).double())
 
 
 def test_hooks_are_called():
-    near, far = branches()
-    x, seen = torch.randn(1, 16, 6, 6, dtype=torch.float64), []
-    hook = near[0].register_forward_hook(lambda *_: seen.append(1))
-    paper_cffb(x, near, far)
+    group, seen = RCG(n_feats=16, groups=16, dilation=3, conv=nn.Conv2d), []
+    x = torch.randn(1, 16, 6, 6)
+    hook = group.conv_acts[2][0].register_forward_hook(lambda *_: seen.append(1))
+    group(x)
     assert seen == [1]
     hook.remove()
-    assert fused.fits(x, near, far)
+    assert fused.fits(x, *group.conv_acts)
+
+
+@pytest.mark.parametrize("per_group", [1, 2])
+@pytest.mark.parametrize(
+    ("channels", "size"), [(16, (1, 1)), (24, (7, 5)), (64, (30, 41)), (64, (3, 400)), (128, (9, 90))]
+)
+def test_a_chain_is_one_cffb_after_the_other_to_the_bit(channels, size, per_group):
+    """Where no gradient is wanted, three go through in one pass: strips, images of a batch and threads' rows meet."""
+    for dtype, dilation in ((torch.float32, 3), (torch.float64, 2)):
+        chain = [*branches(channels, per_group, dilation, dtype), *branches(channels, per_group, dilation, dtype)]
+        chain += branches(channels, per_group, dilation, dtype)
+        x = torch.randn(2, channels, *size, dtype=dtype)
+        expected = x
+        for near, far in zip(chain[::2], chain[1::2], strict=True):
+            expected = fused.cffb(expected, near, far)
+        with torch.no_grad():
+            assert torch.equal(fused.cffb(x, *chain), expected)
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                assert torch.equal(fused.cffb(x, *chain, plus=x), fused.cffb(x, *chain) + x)
+        assert fused.cffb(x, *chain, plus=x).requires_grad
+
+
+def test_a_chain_given_to_the_operator_has_no_gradient():
+    chain = [*branches(), *branches()]
+    parameters = [tensor for conv, act in chain for tensor in (conv.weight, conv.bias, act.weight)]
+    y = torch.ops.krgn.cffb(torch.randn(1, 16, 3, 4).double(), parameters, [1, 3], None)
+    with pytest.raises(NotImplementedError, match="no gradient"):
+        y.sum().backward()
+
+
+def test_chains_of_unlike_cffbs_are_not_fused():
+    x = torch.randn(1, 16, 6, 6, dtype=torch.float64)
+    assert fused.fits(x, *branches(), *branches())
+    assert not fused.fits(x, *branches(), *branches(dilation=2))
+    assert not fused.fits(x, *branches(), *branches(16, 2))
 
 
 def test_recalibrated_kernels():

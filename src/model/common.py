@@ -2,8 +2,10 @@
 
 import math
 import re
+from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 # Mean colour of DIV2K's training images, R G B, in 0..1 (EDSR, arXiv 1707.02921).
@@ -64,6 +66,21 @@ def activation(name: str, channels: int) -> nn.Module:
     if name == "prelu":
         return nn.PReLU(channels, init=0.05)
     raise ValueError(f"activation: got {name!r}, expected one of {', '.join(ACTIVATIONS)}")
+
+
+def conv1x1_of_parts(conv: nn.Conv2d, parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """`conv(torch.cat(parts, dim=1))` of a 1x1 convolution, as the sum of each part's share, taken when the part comes.
+
+    The concatenation of many feature maps is their largest, and no part need be kept. Exported graphs have it.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return conv(torch.cat(list(parts), dim=1))
+    total, done = None, 0
+    for part in parts:
+        share = conv.weight[:, done : done + part.shape[1]]
+        done += part.shape[1]
+        total = F.conv2d(part, share, conv.bias) if total is None else total.add_(F.conv2d(part, share))
+    return total
 
 
 def upsampler(channels: int, n_colors: int, scale: int) -> nn.Sequential:

@@ -39,16 +39,21 @@ GPU_DTYPES = (*DTYPES, torch.float16, torch.bfloat16)
 LEAST_CHANNELS = 16  # those of the widest vector register
 
 
-def fits(x: torch.Tensor, near: nn.Module, far: nn.Module) -> bool:
-    """Whether `cffb` can stand for `near(x) + far(x)` here; if not, plain operators do.
+def fits(x: torch.Tensor, *branches: nn.Module) -> bool:
+    """Whether `cffb` can stand for a chain of CFFBs with these branches here; if not, plain operators do.
 
     It does for branches that are `nn.Sequential(conv, PReLU(C))` without hooks, the convolutions 3x3, C -> C with
-    C >= 16, of one or two channels a group, of any dilation, keeping the size; on a CPU in float32 and float64, on a
-    GPU also in half precision. What is exported or traced keeps torch's own operators, so that it runs elsewhere.
+    C >= 16, of one or two channels a group, of any dilation, keeping the size, every second one alike; on a CPU in
+    float32 and float64, on a GPU also in half precision. What is exported or traced keeps torch's own operators, so
+    that it runs elsewhere.
     """
-    exported = torch.jit.is_tracing() or torch.compiler.is_exporting()
-    branches = not exported and _is_branch(near, x) and _is_branch(far, x) and near[0].groups == far[0].groups
-    return branches and _runs_on(x)
+    return (
+        not (torch.jit.is_tracing() or torch.compiler.is_exporting())
+        and all(_is_branch(branch, x) for branch in branches)
+        and len({branch[0].groups for branch in branches}) == 1
+        and all(branches[number][0].dilation == branches[number % 2][0].dilation for number in range(len(branches)))
+        and _runs_on(x)
+    )
 
 
 def _runs_on(x: torch.Tensor) -> bool:
@@ -80,16 +85,26 @@ def _is_branch(branch: nn.Module, x: torch.Tensor) -> bool:
     )
 
 
-def cffb(x: torch.Tensor, near: nn.Sequential, far: nn.Sequential, plus: torch.Tensor | None = None) -> torch.Tensor:
-    """near(x) + far(x), and + `plus` if it is given, in one pass; only where `fits` says so.
+def cffb(x: torch.Tensor, *branches: nn.Sequential, plus: torch.Tensor | None = None) -> torch.Tensor:
+    """A CFFB, near(x) + far(x), or a chain of them, and + `plus` if it is given; only where `fits` says so.
 
-    (N, C, H, W) of any layout, any H, W -> (N, C, H, W), channels last in memory. Differentiable once.
+    One pass for each CFFB where gradients are wanted, otherwise one for all of them.
+
+    Args:
+        x: (N, C, H, W) of any layout, any H, W.
+        branches: near, far of the first CFFB, then of the next.
+
+    Returns:
+        (N, C, H, W), channels last in memory. Differentiable once.
     """
+    if torch.is_grad_enabled() and len(branches) > 2:
+        *first, near, far = branches
+        return cffb(cffb(x, *first), near, far, plus=plus)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
         plus = None if plus is None else plus.to(x.dtype)
-    parameters = [tensor for conv, act in (near, far) for tensor in (kernel_of(conv), conv.bias, act.weight)]
-    return torch.ops.krgn.cffb(x, parameters, [near[0].dilation[0], far[0].dilation[0]], plus)
+    parameters = [tensor for conv, act in branches for tensor in (kernel_of(conv), conv.bias, act.weight)]
+    return torch.ops.krgn.cffb(x, parameters, [branch[0].dilation[0] for branch in branches[:2]], plus)
 
 
 def var_mean(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,7 +118,8 @@ def var_mean(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
 
 
-# --- the operators; a CFFB's `parameters` are weight (C, C/groups, 3, 3), bias (C) and slope (C) of each branch ---
+# --- the operators; `parameters` are weight (C, C/groups, 3, 3), bias (C) and slope (C) of both branches of a CFFB,
+# and, where no gradient is wanted, of those that follow it ---
 
 
 @torch.library.custom_op("krgn::cffb", mutates_args=(), device_types="cpu")
@@ -112,7 +128,8 @@ def _forward(
 ) -> torch.Tensor:
     x, plus, parameters = _laid_out(x, plus, parameters)
     y = torch.empty_like(x)
-    _function("forward", x)(_at(x), _each(parameters), _at(plus), _at(y), _sizes(x, parameters, dilations))
+    stages = ctypes.c_int64(len(parameters) // 6)
+    _function("forward", x)(_at(x), _each(parameters), stages, _at(plus), _at(y), _sizes(x, parameters, dilations))
     return y
 
 
@@ -165,6 +182,8 @@ def _keep(ctx, inputs, output):
 
 def _differentiate(ctx, grad):
     x, *parameters = ctx.saved_tensors
+    if len(parameters) != 6:
+        raise NotImplementedError("a chain of CFFBs has no gradient: call one after the other")
     grad_x, *grads = torch.ops.krgn.cffb_backward(grad, x, parameters, ctx.dilations)
     return grad_x, grads, None, grad if ctx.plus else None
 
@@ -198,7 +217,8 @@ _var_mean.register_autograd(
 
 @register_flop_formula(torch.ops.krgn.cffb)
 def _flops(x_shape, parameter_shapes, *_, **__) -> int:
-    return 4 * math.prod(x_shape) * math.prod(parameter_shapes[0][1:])  # two convolutions; an addition, a product
+    stages = len(parameter_shapes) // 6
+    return 4 * math.prod(x_shape) * math.prod(parameter_shapes[0][1:]) * stages  # two convolutions; a sum, a product
 
 
 @register_flop_formula(torch.ops.krgn.cffb_backward)

@@ -131,6 +131,8 @@ def forward(
     x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int], plus: torch.Tensor | None
 ) -> torch.Tensor:
     """`fused.cffb`'s operator: all tensors on one device, maps channels last, parameters contiguous."""
+    if len(parameters) > 6:
+        x, parameters = forward(x, parameters[:-6], dilations, None), parameters[-6:]
     y = torch.empty_like(x)
     if x.numel():
         grid, sizes = _layout("forward", x, parameters)

@@ -15,29 +15,18 @@ that weights interchange both ways. Features are (N, C, H, W) throughout, C = `n
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import nn
 
 from model import fused
-from model.common import MeanShift, activation, leaky_relu, range_of_shift, upsampler
+from model.common import MeanShift, activation, conv1x1_of_parts, leaky_relu, range_of_shift, upsampler
 from model.recalibration import RecConv, at_once
 
 TAIL = "upsampler."  # names of the layers that depend on the scale
 UNSEEN = {"dilation": 3, "act": "lrelu"}  # hyper-parameters that a state dict does not show, as published
-
-
-def cffb(x: torch.Tensor, near: nn.Module, far: nn.Module, plus: torch.Tensor | None = None) -> torch.Tensor:
-    """Cross-dilation feature fusion block: two branches (conv and PReLU each) over the same input, summed.
-
-    `plus` is added too. Where `fused.py` can, one operator does all of it, with the same result but for rounding.
-    """
-    if fused.fits(x, near, far):
-        return fused.cffb(x, near, far, plus)
-    out = near(x) + far(x)
-    return out if plus is None else out + plus
 
 
 class RCG(nn.Module):
@@ -57,8 +46,12 @@ class RCG(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        near1, far1, near2, far2, near3, far3 = self.conv_acts
-        return cffb(cffb(cffb(x, near1, far1), near2, far2), near3, far3, plus=x)
+        if fused.fits(x, *self.conv_acts):
+            return fused.cffb(x, *self.conv_acts, plus=x)  # the same in fewer passes over memory
+        out = x
+        for near, far in zip(self.conv_acts[::2], self.conv_acts[1::2], strict=True):
+            out = near(out) + far(out)  # CFFB
+        return out + x
 
 
 class CCA(nn.Module):
@@ -194,10 +187,16 @@ class KRGN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shallow = self.head_conv(self.sub_mean(x))  # SFE
-        features = [shallow]
-        for block in self.body:  # HFT
-            features.append(block(features[-1]))
-        return self.tail(self.features_fusion_module[0](torch.cat(features, dim=1)), shallow)
+        fused = conv1x1_of_parts(self.features_fusion_module[0], self.features(shallow))
+        return self.tail(fused, shallow)
+
+    def features(self, shallow: torch.Tensor) -> Iterator[torch.Tensor]:
+        """HFT: the shallow feature, and the output of each PMRB."""
+        yield shallow
+        out = shallow
+        for block in self.body:
+            out = block(out)
+            yield out
 
     def tail(self, fused: torch.Tensor, shallow: torch.Tensor) -> torch.Tensor:
         """The rest of DFF after its 1x1 convolution, and UP."""

@@ -26,6 +26,7 @@ constexpr int REGISTER = 16;
 constexpr int64_t BAND = 32;
 // Bytes of a row that are worked on before the row below: the rows that both dilations need stay in the cache.
 constexpr int64_t STRIP = 20480;
+constexpr int64_t CHAIN_STRIP = 40960;  // of a chain, which computes the surroundings of each strip as well
 
 struct Sizes {
   int64_t n, h, w, c;  // of the input and output
@@ -170,55 +171,91 @@ inline Vec<T> prelu(Vec<T> value, Vec<T> slope) {
   return value > 0 ? value : value * slope;
 }
 
-template <typename T, int M>
-void forward(const T* x, const T* const* parameters, const T* plus, T* y, const Sizes& s) {
+// One row of a CFFB's output, columns `begin` to `end`. `input(from)` is where row `from` of the image begins, column 0
+// and channel 0; `out` and `plus`, which may be null, likewise for this row. What lies at `next_in` and `next_out`, if
+// they are not null, will be needed for the next row, and is fetched. `part` holds a branch's part meanwhile.
+template <typename T, int M, typename Input>
+inline void cffb_row(const std::vector<Chunk<T, M>>& chunks, int64_t row, int64_t begin, int64_t end, const Sizes& s,
+                     const T* zeros, T* part, const Input& input, T* out, const T* plus, const T* next_in,
+                     const T* next_out) {
   constexpr int lanes = Vector<T>::lanes;
-  const auto all = chunks<false, T, M>(parameters, s);
+  for (const Chunk<T, M>& chunk : chunks) {
+    const auto from_chunk = [&](int64_t from) { return input(from) + chunk.start; };
+    const Branch<T, M> near = chunk.branch[0], far = chunk.branch[1];  // copies stay in registers
+    const Rows<T> near_rows = rows_around<T>(row, s.rate[0], zeros, s, from_chunk);
+    const Rows<T> far_rows = rows_around<T>(row, s.rate[1], zeros, s, from_chunk);
+    groups<false>(begin, end, s.rate[1], s.w, [&](int64_t column, auto edge) {
+      Vec<T> sums[P];
+      convolve<decltype(edge)::value>(far, far_rows, column, sums);
+      for (int p = 0; p < P; ++p) {
+        const int64_t at = column + p * s.rate[1];
+        if (decltype(edge)::value && at >= end) continue;
+        store<T>(part + (at - begin) * lanes, prelu<T>(sums[p], far.slope));
+      }
+    });
+    groups<false>(begin, end, s.rate[0], s.w, [&](int64_t column, auto edge) {
+      Vec<T> sums[P];
+      convolve<decltype(edge)::value>(near, near_rows, column, sums);
+      for (int p = 0; p < P; ++p) {
+        const int64_t at = column + p * s.rate[0], place = at * s.c + chunk.start;
+        if (decltype(edge)::value && at >= end) continue;
+        if (next_in) __builtin_prefetch(next_in + place, 0, 2);
+        if (next_out) __builtin_prefetch(next_out + place, 1, 2);
+        Vec<T> sum = prelu<T>(sums[p], near.slope) + load(part + (at - begin) * lanes);
+        if (plus) sum += load(plus + place);
+        store<T>(out + place, sum);
+      }
+    });
+  }
+}
+
+// `stages` CFFBs in a chain, each with its six parameters, plus `plus`. Row after row goes through all of them: what
+// lies between two CFFBs is kept in the cache, as many rows as the dilations reach, and never written to memory. A
+// strip's neighbourhood is computed again for the strip beside it.
+template <typename T, int M>
+void forward(const T* x, const T* const* parameters, int64_t stages, const T* plus, T* y, const Sizes& s) {
+  std::vector<std::vector<Chunk<T, M>>> all;
+  for (int64_t k = 0; k < stages; ++k) all.push_back(chunks<false, T, M>(parameters + 6 * k, s));
   const std::vector<T> zeros(s.row());
-  const int64_t reach = std::max(s.rate[0], s.rate[1]), group = P * s.rate[1];
-  const int64_t strip = std::max<int64_t>(1, STRIP / (s.c * sizeof(T)) / group) * group;
+  const int64_t reach = std::max(s.rate[0], s.rate[1]), ring = 2 * reach + 1, group = P * s.rate[1];
+  const int64_t budget = stages == 1 ? STRIP : CHAIN_STRIP;
+  const int64_t strip = std::max<int64_t>(1, budget / (s.c * sizeof(T)) / group) * group;
+  // Columns that a stage computes on either side of a strip: at least those that later ones need, and whole groups.
+  const auto halo = [&](int64_t k) { return (2 * (stages - 1 - k) * reach + group - 1) / group * group / 2; };
+  const int64_t slack = halo(0) + (P + 1) * reach, kept_row = (strip + 2 * slack) * s.c;
 #pragma omp parallel
   {
-    std::vector<T> buffer(strip * lanes);  // the second branch's part of a strip
-    T* const part = buffer.data();
+    std::vector<T> part((strip + 2 * halo(0)) * Vector<T>::lanes), buffer((stages - 1) * ring * kept_row);
     const int64_t rows_in_all = s.n * s.h, thread = omp_get_thread_num(), threads = omp_get_num_threads();
     const int64_t first = rows_in_all * thread / threads, last = rows_in_all * (thread + 1) / threads;
-    for (int64_t left = 0; left < s.w; left += strip)
-      for (int64_t row = first; row < last; ++row) {
-        const int64_t right = std::min(left + strip, s.w);
-        const int64_t ahead = std::min(row + reach + 1, rows_in_all - 1) * s.row();
-        for (const Chunk<T, M>& chunk : all) {
-          const T* image = x + row / s.h * s.h * s.row() + chunk.start;
-          const auto input = [&](int64_t from) { return image + from * s.row(); };
-          const Branch<T, M> near = chunk.branch[0], far = chunk.branch[1];  // copies stay in registers
-          const Rows<T> near_rows = rows_around<T>(row % s.h, s.rate[0], zeros.data(), s, input);
-          const Rows<T> far_rows = rows_around<T>(row % s.h, s.rate[1], zeros.data(), s, input);
-          groups<false>(left, right, s.rate[1], s.w, [&](int64_t column, auto edge) {
-            Vec<T> out[P];
-            convolve<decltype(edge)::value>(far, far_rows, column, out);
-            for (int p = 0; p < P; ++p) {
-              const int64_t at = column + p * s.rate[1];
-              if (decltype(edge)::value && at >= right) continue;
-              store<T>(part + (at - left) * lanes, prelu<T>(out[p], far.slope));
-            }
-          });
-          groups<false>(left, right, s.rate[0], s.w, [&](int64_t column, auto edge) {
-            Vec<T> out[P];
-            convolve<decltype(edge)::value>(near, near_rows, column, out);
-            for (int p = 0; p < P; ++p) {
-              const int64_t at = column + p * s.rate[0], pixel = row * s.row() + at * s.c + chunk.start;
-              if (decltype(edge)::value && at >= right) continue;
-              // What the next row needs and is not in the cache yet. (Beyond a tensor's end these do nothing.)
-              __builtin_prefetch(x + ahead + at * s.c + chunk.start, 0, 2);
-              __builtin_prefetch(y + pixel + s.row(), 1, 2);
-              if (plus) __builtin_prefetch(plus + pixel + s.row(), 0, 2);
-              Vec<T> sum = prelu<T>(out[p], near.slope) + load(part + (at - left) * lanes);
-              if (plus) sum += load(plus + pixel);
-              store<T>(y + pixel, sum);
-            }
-          });
-        }
+    for (int64_t left = 0; left < s.w; left += strip) {
+      const int64_t right = std::min(left + strip, s.w);
+      // Where row `row` of a stage's output is kept; only the strip and its surroundings are there.
+      const auto kept = [&](int64_t stage, int64_t row) {
+        return buffer.data() + (stage * ring + row % ring) * kept_row + (slack - left) * s.c;
+      };
+      for (int64_t begun = first, bottom; begun < last; begun += bottom - begun % s.h) {
+        const int64_t top = begun % s.h, image = (begun - top) * s.row();
+        bottom = std::min(s.h, top + last - begun);
+        const int64_t before = (stages - 1) * reach;
+        for (int64_t step = top - before; step < bottom + before; ++step)
+          for (int64_t k = 0; k < stages; ++k) {
+            const int64_t row = step - k * reach, margin = (stages - 1 - k) * reach;
+            if (row < std::max<int64_t>(0, top - margin) || row >= std::min(s.h, bottom + margin)) continue;
+            const bool from_memory = k == 0, to_memory = k == stages - 1;
+            const auto input = [&](int64_t from) -> const T* {
+              return from_memory ? x + image + from * s.row() : kept(k - 1, from);
+            };
+            const int64_t at = image + row * s.row();
+            const bool below = row + reach + 1 < s.h;
+            cffb_row<T, M>(all[k], row, std::max<int64_t>(0, left - halo(k)), std::min(s.w, right + halo(k)), s,
+                           zeros.data(), part.data(), input, to_memory ? y + at : kept(k, row),
+                           to_memory && plus ? plus + at : nullptr,
+                           from_memory && below ? x + at + (reach + 1) * s.row() : nullptr,
+                           to_memory && row + 1 < s.h ? y + at + s.row() : nullptr);
+          }
       }
+    }
   }
 }
 
@@ -377,11 +414,12 @@ void var_mean(const T* x, T* variance, T* mean, const Sizes& s) {
 }  // namespace
 
 // The functions that fused.py calls. `parameters` and `grads`: weight (c, m, 3, 3), bias (c) and slope (c) of the first
-// branch, then of the second. `sizes`: n, h, w, c >= 16, channels a group m, both dilations. `plus` may be null.
+// branch, then of the second; in the forward pass of each of `stages` CFFBs. `sizes`: n, h, w, c >= 16, channels a group m, both dilations. `plus` may be null.
 #define FUNCTIONS(NAME, T)                                                                                            \
-  extern "C" void cffb_forward_##NAME(const T* x, const T* const* parameters, const T* plus, T* y, const int64_t* i) { \
+  extern "C" void cffb_forward_##NAME(const T* x, const T* const* parameters, int64_t stages, const T* plus, T* y,    \
+                                      const int64_t* i) {                                                             \
     const Sizes s{i[0], i[1], i[2], i[3], {i[5], i[6]}};                                                              \
-    i[4] == 1 ? forward<T, 1>(x, parameters, plus, y, s) : forward<T, 2>(x, parameters, plus, y, s);                  \
+    i[4] == 1 ? forward<T, 1>(x, parameters, stages, plus, y, s) : forward<T, 2>(x, parameters, stages, plus, y, s);  \
   }                                                                                                                   \
   extern "C" void cffb_backward_##NAME(const T* x, const T* const* parameters, const T* grad_y, T* grad_x,            \
                                        T* const* grads, const int64_t* i) {                                           \
