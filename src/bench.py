@@ -294,11 +294,21 @@ def measure(workers: list[Worker], n_runs: int) -> None:
 # --- what runs, in a process of its own ---
 
 
+class Published(KRGN):
+    """KRGN as released: all blocks' outputs are concatenated before they are fused."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shallow = self.head_conv(self.sub_mean(x))
+        features = torch.cat(list(self.features(shallow)), dim=1)
+        return self.tail(self.features_fusion_module[0](features), shallow)
+
+
 def network_of(groups: int, published: bool, kernels: str = "plain"):
     """KRGN x4 of the standard size with random weights; recalibrated ones have transforms that are not zero."""
 
     torch.manual_seed(0)
-    network = KRGN(scale=SCALE, groups=groups, recalibrated=kernels == "recalibrated")
+    kind = Published if published else KRGN
+    network = kind(scale=SCALE, groups=groups, recalibrated=kernels == "recalibrated")
     for module in network.modules():
         if isinstance(module, RecConv):
             torch.nn.init.normal_(module.transform, std=0.01)

@@ -120,7 +120,7 @@ def evaluate(
         for index in bar:
             lr, hr, name = test_set[index]
             image = to_network(lr[None], device, rgb_range)
-            sr = inference.self_ensemble(run, image) if self_ensemble else run(image)
+            sr = inference.self_ensemble(run, image, batched=not tile) if self_ensemble else run(image)
             finite = bool(sr.isfinite().all())
             if not finite:
                 log.warning("%s: the network's output for %s is not finite", test_set.label, name)

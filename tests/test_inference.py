@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model import inference
 from model.inference import CHOP_MARGIN, chop, self_ensemble
 from model.krgn import KRGN
 
@@ -27,9 +28,9 @@ def test_chop_runs_four_quadrants_with_the_margin():
     """The published protocol: windows of half the side plus 10 pixels, pasted at the middle."""
     seen = []
 
-    def network(image):
-        seen.append(image)
-        return image
+    def network(images):
+        seen.extend(images.split(1))  # small ones may come as one batch
+        return images
 
     image = torch.arange(45 * 64, dtype=torch.float32).view(1, 1, 45, 64)
     assert torch.equal(chop(network, image, 1), image)
@@ -53,6 +54,26 @@ def test_every_size_with_the_network(height, width, scale):
         for out in (chop(network, image, scale), self_ensemble(network, image)):
             assert out.shape == (1, 3, scale * height, scale * width)
             assert out.isfinite().all()
+
+
+def test_small_images_run_as_one_batch_and_large_ones_alone(monkeypatch):
+    sizes = []
+
+    def network(images):
+        sizes.append(tuple(images.shape))
+        return images
+
+    image = torch.rand(1, 1, 30, 50)
+    assert torch.equal(chop(network, image, 1), image)
+    assert torch.allclose(self_ensemble(network, image), image)
+    assert sizes == [(4, 1, 25, 35), (4, 1, 30, 50), (4, 1, 50, 30)]
+    sizes.clear()
+    self_ensemble(network, image, batched=False)
+    assert [size[0] for size in sizes] == [1] * 8
+    sizes.clear()
+    monkeypatch.setattr(inference, "BATCHED", 4 * 25 * 35 - 1)
+    assert torch.equal(chop(network, image, 1), image)
+    assert sizes == [(1, 1, 25, 35)] * 4
 
 
 def test_self_ensemble_is_the_mean_of_eight_views():
