@@ -308,6 +308,19 @@ def test_the_same_batches_for_any_number_of_workers(small_set):
     assert not torch.equal(other[0][0], expected[0][0][0])
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("transparent", [False, True])
+def test_the_fast_decoder_and_pillow_agree(tmp_path, photo, mode, transparent):
+    """A colour that is declared transparent stays a colour."""
+    image = Image.fromarray(np.ascontiguousarray(photo)).convert(mode)
+    options = {"transparency": image.getpixel((3, 4))} if transparent else {}
+    image.save(tmp_path / "image.png", **options)
+    assert (files._fast_png(tmp_path / "image.png", None) is None) == transparent
+    expected = np.asarray(image).reshape(*photo.shape[:2], -1)
+    assert np.array_equal(files.read_image(tmp_path / "image.png"), expected)
+    assert np.array_equal(files.read_image("image.png", (tmp_path / "image.png").read_bytes()), expected)
+
+
 def test_a_batch_is_one_block_that_crosses_to_the_parent_once(small_set):
     samples = train_set(small_set)
     block, names = samples.__getitems__(range(5, 8))

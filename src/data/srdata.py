@@ -8,6 +8,7 @@ each is copied once, flipped and rotated on the way, and a worker process hands 
 """
 
 import logging
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -147,8 +148,17 @@ def cached(image_set: ImageSet, root: Path, *, reset: bool, n_threads: int) -> I
     if stale:
         try:
             log.info("%s: decoding %d images into %s", image_set.name, len(stale), root / "bin")
+            begun = time.perf_counter()
             files.for_each(
                 lambda path: files.convert(path, caches[path]), stale, n_threads=n_threads, title=image_set.name
+            )
+            seconds = time.perf_counter() - begun
+            log.info(
+                "%s: decoded %d images in %.1f s, %.0f a second",
+                image_set.name,
+                len(stale),
+                seconds,
+                len(stale) / seconds,
             )
         except OSError as error:
             log.warning(
