@@ -122,7 +122,17 @@ def var_mean(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 # and, where no gradient is wanted, of those that follow it ---
 
 
-@torch.library.custom_op("krgn::cffb", mutates_args=(), device_types="cpu")
+# Not torch.library.custom_op: its functions import torch's compiler at their first call, a second of each start.
+_DEFINED = {
+    "cffb": "(Tensor x, Tensor[] parameters, int[] dilations, Tensor? plus) -> Tensor",
+    "cffb_backward": "(Tensor grad, Tensor x, Tensor[] parameters, int[] dilations) -> Tensor[]",
+    "var_mean": "(Tensor x) -> Tensor[]",
+}
+for _name, _schema in _DEFINED.items():
+    torch.library.define(f"krgn::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
+
+
+@torch.library.impl("krgn::cffb", "cpu")
 def _forward(
     x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int], plus: torch.Tensor | None
 ) -> torch.Tensor:
@@ -133,7 +143,7 @@ def _forward(
     return y
 
 
-@_forward.register_kernel("cuda")
+@torch.library.impl("krgn::cffb", "cuda")
 def _(x, parameters, dilations, plus):
     from model import fused_gpu  # Triton, which only torch's CUDA builds bring
 
@@ -142,7 +152,7 @@ def _(x, parameters, dilations, plus):
         return fused_gpu.forward(x, parameters, dilations, plus)
 
 
-@torch.library.custom_op("krgn::cffb_backward", mutates_args=(), device_types="cpu")
+@torch.library.impl("krgn::cffb_backward", "cpu")
 def _backward(
     grad: torch.Tensor, x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int]
 ) -> list[torch.Tensor]:
@@ -154,7 +164,7 @@ def _backward(
     return [grad_x, *grads]
 
 
-@_backward.register_kernel("cuda")
+@torch.library.impl("krgn::cffb_backward", "cuda")
 def _(grad, x, parameters, dilations):
     from model import fused_gpu
 
@@ -163,12 +173,12 @@ def _(grad, x, parameters, dilations):
         return fused_gpu.backward(grad, x, parameters, dilations)
 
 
-@_forward.register_fake
+@torch.library.register_fake("krgn::cffb")
 def _(x, parameters, dilations, plus):
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
-@_backward.register_fake
+@torch.library.register_fake("krgn::cffb_backward")
 def _(grad, x, parameters, dilations):
     contiguous = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in parameters]
     return [torch.empty_like(x, memory_format=torch.channels_last), *contiguous]
@@ -188,10 +198,10 @@ def _differentiate(ctx, grad):
     return grad_x, grads, None, grad if ctx.plus else None
 
 
-_forward.register_autograd(_differentiate, setup_context=_keep)
+torch.library.register_autograd("krgn::cffb", _differentiate, setup_context=_keep)
 
 
-@torch.library.custom_op("krgn::var_mean", mutates_args=(), device_types="cpu")
+@torch.library.impl("krgn::var_mean", "cpu")
 def _var_mean(x: torch.Tensor) -> list[torch.Tensor]:
     x = _channels_last(x)
     variance, mean = x.new_empty(*x.shape[:2], 1, 1), x.new_empty(*x.shape[:2], 1, 1)
@@ -199,7 +209,7 @@ def _var_mean(x: torch.Tensor) -> list[torch.Tensor]:
     return [variance, mean]
 
 
-@_var_mean.register_fake
+@torch.library.register_fake("krgn::var_mean")
 def _(x):
     return [x.new_empty(*x.shape[:2], 1, 1), x.new_empty(*x.shape[:2], 1, 1)]
 
@@ -210,8 +220,10 @@ def _differentiate_var_mean(ctx, grads):
     return torch.addcmul(of_mean - 2 * of_variance * mean, x, 2 * of_variance)
 
 
-_var_mean.register_autograd(
-    _differentiate_var_mean, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0], output[1])
+torch.library.register_autograd(
+    "krgn::var_mean",
+    _differentiate_var_mean,
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0], output[1]),
 )
 
 
@@ -266,7 +278,13 @@ class Unavailable(Exception):
     """Why the kernel cannot be used here, in a few words."""
 
 
-@torch.compiler.assume_constant_result
+def _constant(function):
+    """`torch.compiler.assume_constant_result`, which would import the whole compiler: a second of each start."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
 def available() -> bool:
     """Whether the kernel can be used, after building it if need be; the log says so once."""
     return _tried()
@@ -282,7 +300,7 @@ def _tried() -> bool:
     return True
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def available_on_gpu() -> bool:
     """Whether Triton's kernels can be used on this GPU, after a comparison; the log says so once."""
     return _tried_on_gpu()
