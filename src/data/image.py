@@ -11,6 +11,7 @@ Every image becomes uint8 (H, W, C), C = 1 (gray) or 3 (RGB):
 import io
 import math
 import os
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from errors import UserError
 from utility import atomic_path
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 
@@ -60,8 +62,21 @@ def read_size(path: Path | str, content: bytes | None = None) -> tuple[int, int]
     Raises:
         UserError: if the file is missing or no image.
     """
+    if content is None and (head := _png_head(path)):
+        return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
     with _readable(path, content) as image:
         return image.height, image.width
+
+
+def _png_head(path: Path | str) -> bytes | None:
+    """The signature and first chunk of a PNG, which tells its size in less time than Pillow: of 100,000 images it is read at each start."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(33)
+    except OSError:
+        return None
+    whole = head[:8] == PNG_SIGNATURE and head[12:16] == b"IHDR" and zlib.crc32(head[12:29]).to_bytes(4, "big")
+    return head if whole and head[29:] == whole else None
 
 
 def read_image(path: Path | str, content: bytes | None = None) -> np.ndarray:
@@ -99,7 +114,7 @@ def _fast_png(path: Path | str, content: bytes | None) -> np.ndarray | None:
         except OSError:
             return None
     depth, colours = content[24:26].ljust(2, b"\0")
-    if content[:8] != b"\x89PNG\r\n\x1a\n" or depth != 8 or colours not in (0, 2):
+    if content[:8] != PNG_SIGNATURE or depth != 8 or colours not in (0, 2):
         return None
     import imagecodecs  # loads its libraries, which not every run needs
 
