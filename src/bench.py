@@ -21,9 +21,7 @@ import platform
 import random
 import statistics
 import tempfile
-import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,14 +38,14 @@ from data import build_test_sets, build_train_set, train_batches
 from data.image import read_image, write_png
 from errors import UserError
 from errors import run as run_program
-from evaluate import evaluate
+from evaluate import InPrecision, autocast, evaluate
 from model.krgn import KRGN
 from model.recalibration import RecConv, fold
 from optimisation import make_optimizer
 from option import Parser, parse_args, whole_number
 from option import build_parser as training_parser
 from tables import as_text, write_all
-from utility import git_commit, keep_memory, processor
+from utility import git_commit, keep_memory, processor, timed
 
 SCALE = 4
 LR_SIZE = (180, 320)  # (H, W): a 1280x720 image at x4
@@ -93,6 +91,11 @@ def cases(which: str, args) -> list[Case]:
             Case(name, "depth-wise, plain operators", "prepare_inference", {}, PLAIN_OPERATORS),
             Case(name, "depth-wise, training form", "prepare_inference", {"folded": False}),
         ]
+        if args.device == "cuda":
+            found += [
+                Case(name, "depth-wise, bf16", "prepare_inference", {"precision": "bf16"}),
+                Case(name, "depth-wise, bf16, compiled", "prepare_inference", {"precision": "bf16", "compiled": True}),
+            ]
     if which in ("train", "all"):
         name = f"training step, {args.batch} patches {PATCH}x{PATCH} LR"
         batch = {"batch": args.batch}
@@ -101,6 +104,12 @@ def cases(which: str, args) -> list[Case]:
             Case(name, "plain kernels", "prepare_training", {"kernels": "plain"} | batch),
             Case(name, "recalibrated", "prepare_training", batch),
         ]
+        if args.device == "cuda":
+            half = {"precision": "bf16"} | batch
+            found += [
+                Case(name, "recalibrated, bf16", "prepare_training", half),
+                Case(name, "recalibrated, bf16, compiled", "prepare_training", half | {"compiled": True}),
+            ]
     if which in ("load", "all"):
         for workers in (0, 2):
             name = f"loading, {LOADED} batches of 16 patches of 192, {workers} workers"
@@ -145,6 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "test" and not args.dir_data:
         args.dir_data = training_parser().get_default("dir_data")
     device = "cpu" if args.cpu else args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.device = device
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is visible: use --cpu")
     with tempfile.TemporaryDirectory(prefix="bench_") as folder:
@@ -217,35 +227,15 @@ def serve(pipe, setup: str, options: dict) -> None:
     """In the case's process: prepares, says so, and then times one run for each request until the pipe closes."""
     try:
         run, facts = globals()[setup](**options)
-        timed = clock(run, options["device"])
         pipe.send(("facts", facts))
         while True:
             pipe.recv()
-            pipe.send(("seconds", timed()))
+            pipe.send(("seconds", timed(run, torch.device(options["device"]))))
     except EOFError:
         pass
     except BaseException as error:
         said = str(error) if isinstance(error, UserError) else traceback.format_exc(limit=3).strip().splitlines()[-1]
         pipe.send(("error", said))
-
-
-def clock(run: Callable[[], object], device: str) -> Callable[[], float]:
-    """A function that runs once and returns the seconds it took, a GPU's work included."""
-
-    def on_gpu() -> float:
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begun.record()
-        run()
-        ended.record()
-        torch.cuda.synchronize()
-        return begun.elapsed_time(ended) / 1000
-
-    def on_cpu() -> float:
-        begun = time.perf_counter()
-        run()
-        return time.perf_counter() - begun
-
-    return on_gpu if device == "cuda" else on_cpu
 
 
 def run_group(group: list[Case], device: str, n_runs: int) -> tuple[list[list], tuple[float, float]]:
@@ -317,7 +307,15 @@ def network_of(groups: int, published: bool, kernels: str = "plain"):
     return network if published else network.to(memory_format=torch.channels_last)
 
 
-def prepare_inference(*, device: str, groups: int = 0, published: bool = False, folded: bool = True):
+def prepare_inference(
+    *,
+    device: str,
+    groups: int = 0,
+    published: bool = False,
+    folded: bool = True,
+    precision: str = "single",
+    compiled: bool = False,
+):
     """One image through the network."""
 
     network = network_of(groups, published, "plain" if published or groups else "recalibrated")
@@ -326,15 +324,24 @@ def prepare_inference(*, device: str, groups: int = 0, published: bool = False, 
     if not published:
         image = image.contiguous(memory_format=torch.channels_last)
 
+    running = torch.compile(network, mode="max-autotune") if compiled else network
+
     def run():
-        with torch.inference_mode():
-            network(image)
+        with torch.inference_mode(), autocast(torch.device(device), precision):
+            running(image)
 
     return run, costs(network, image)
 
 
 def prepare_training(
-    *, device: str, groups: int = 0, published: bool = False, kernels: str = "recalibrated", batch: int = BATCH
+    *,
+    device: str,
+    groups: int = 0,
+    published: bool = False,
+    kernels: str = "recalibrated",
+    batch: int = BATCH,
+    precision: str = "single",
+    compiled: bool = False,
 ):
     """Forward, backward and Adam on one batch. The published form's optimizer is torch's default, one tensor at a time
     on the CPU."""
@@ -348,10 +355,11 @@ def prepare_training(
         optimizer = make_optimizer(parse_args([]), network)
         lr = lr.contiguous(memory_format=torch.channels_last)
     loss = torch.nn.L1Loss()
+    running = InPrecision(torch.compile(network) if compiled else network, torch.device(device), precision)
 
     def run():
         optimizer.zero_grad(set_to_none=True)
-        loss(network(lr), hr).backward()
+        loss(running(lr).float(), hr).backward()
         optimizer.step()
 
     return run, {}
@@ -488,7 +496,8 @@ def make_table(rows: list[list], ceilings: list[tuple[float, float]], args, devi
     flops, bandwidths = zip(*ceilings, strict=True)
     where = torch.cuda.get_device_name() if device == "cuda" else processor()
     notes = [
-        f"{args.n_runs} turns after {WARM_UP} of warm-up, a group's cases in turn, each in its own process; float32",
+        f"{args.n_runs} turns after {WARM_UP} of warm-up, a group's cases in turn, each in its own process; float32 if "
+        "nothing else is said",
         "times faster: than the first case of the group, the median over the turns",
         f"ceilings, measured in the same turns: {min(flops) / 1e9:.0f} to {max(flops) / 1e9:.0f} GFLOP/s in a matrix "
         f"product, {min(bandwidths) / 1e9:.1f} to {max(bandwidths) / 1e9:.1f} GB/s in a copy",

@@ -8,8 +8,6 @@ network is folded first, as it is deployed. Prints the table, and writes it as M
 
 import math
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from model.tiling import peak_bytes
 from option import Parser, number, parse_args, whole_number
 from option import build_parser as training_parser
 from tables import as_text, tabulate, write_all
-from utility import choose_device, digest, git_commit, load_tensors, processor, seed_everything
+from utility import choose_device, digest, git_commit, load_tensors, processor, seed_everything, timed
 
 __all__ = ["tabulate"]  # torch looks for the PyPI package of this name when a program ends, and finds this file
 
@@ -226,20 +224,6 @@ def time_all(methods: list[Method], n_runs: int, device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def timed(function: Callable, device: torch.device) -> float:
-    """Seconds of one call, the GPU's work included."""
-    if device.type == "cuda":
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begun.record()
-        function()
-        ended.record()
-        torch.cuda.synchronize(device)
-        return begun.elapsed_time(ended) / 1000
-    begun = time.perf_counter()
-    function()
-    return time.perf_counter() - begun
-
-
 def lr_size(scale: int) -> tuple[int, int]:
     """(H, W) of the LR image whose SR image is of the size `OUTPUT`, rounded up where the scale does not divide it."""
     return tuple(math.ceil(side / scale) for side in OUTPUT)

@@ -12,8 +12,10 @@ import platform
 import random
 import subprocess
 import sys
+import time
 import uuid
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -86,6 +88,20 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def timed(function: Callable, device: torch.device) -> float:
+    """Seconds of one call, the GPU's work included."""
+    if device.type == "cuda":
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        function()
+        ended.record()
+        torch.cuda.synchronize(device)
+        return begun.elapsed_time(ended) / 1000
+    begun = time.perf_counter()
+    function()
+    return time.perf_counter() - begun
 
 
 def available_memory() -> int | None:
