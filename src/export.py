@@ -31,7 +31,7 @@ from formats import FORMATS, Runner, Use
 from metrics import psnr_ssim, quantise
 from model import count_parameters
 from model.checkpoint import model_of, rebuild, unpack
-from option import Parser, number, whole_number
+from option import Parser, number, weights_file, whole_number
 from utility import digest, git_commit, load_tensors, start_log, write_bytes
 
 log = logging.getLogger("krgn")
@@ -46,7 +46,7 @@ SIDE = 192  # HR pixels of the part of each photograph that is used
 def build_parser() -> Parser:
     """The command line of this program."""
     parser = Parser(prog="export.py", description="Fold a checkpoint, and write it in forms that deploy.")
-    parser.add_argument("--pre_train", metavar="FILE", help="checkpoint to fold")
+    parser.add_argument("--pre_train", type=weights_file, metavar="FILE", help="checkpoint to fold, or KRGN_x4")
     parser.add_argument("--out", metavar="DIR", help="folder for the files")
     parser.add_argument(
         "--formats",

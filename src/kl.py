@@ -31,7 +31,7 @@ from model import MODELS
 from model.checkpoint import Checkpoint, model_of, rebuild, unpack
 from model.recalibration import fold
 from model.tiling import Tiles
-from option import Parser
+from option import Parser, weights_file
 from utility import load_tensors, start_log, write_bytes
 
 log = logging.getLogger("krgn")
@@ -46,6 +46,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="kl.py", description="Draw how different a network's kernels are (Figure 4, and more).")
     parser.add_argument(
         "--pre_train",
+        type=weights_file,
         required=True,
         nargs="+",
         metavar="FILE",

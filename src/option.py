@@ -150,6 +150,12 @@ def parse_args(argv: list[str] | None = None) -> Options:
     return options
 
 
+def weights_file(text: str) -> str:
+    """The path that --pre_train means: of a released network, KRGN_x2, KRGN_x3 or KRGN_x4, the file in experiment/."""
+    released = re.fullmatch(r"KRGN_x[234]", text)
+    return str(_ROOT / "experiment" / text / "model/model_best.pt") if released else text
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `main.py`, with its flags in groups and their units in the help."""
     parser = Parser(
@@ -198,8 +204,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("model").add_argument
     add("--model", type=_one_of(tuple(MODELS)), default="KRGN", metavar="NAME",
         help=f"one of {', '.join(MODELS)}; with spandrel, --test_only tests any file that this package recognises (default: the network of --pre_train, else KRGN)")
-    add("--pre_train", default="", metavar="FILE",
-        help="weights to start from or to test; size, groups and kernels of the network are read off the file")
+    add("--pre_train", type=weights_file, default="", metavar="FILE",
+        help="weights to start from or to test: a file, off which size, groups and kernels are read, or a released network's name, as in KRGN_x4")
     add("--n_feats", type=whole_number(1), default=64, metavar="N", help="feature channels (default 64)")
     add("--n_resgroups", type=whole_number(1), default=9, metavar="N",
         help="PMRB blocks of KRGN and CFGN, residual groups of RCAN (default 9, RCAN 10)")

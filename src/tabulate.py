@@ -23,7 +23,7 @@ from model import MODELS, count_parameters
 from model.checkpoint import model_of, rebuild, unpack
 from model.recalibration import fold, is_recalibrated
 from model.tiling import peak_bytes
-from option import Parser, number, parse_args, whole_number
+from option import Parser, number, parse_args, weights_file, whole_number
 from option import build_parser as training_parser
 from tables import as_text, tabulate, write_all
 from utility import choose_device, digest, git_commit, load_tensors, processor, seed_everything, timed
@@ -87,7 +87,9 @@ def build_parser() -> Parser:
     """The command line of this program; flags that `main.py` has mean the same."""
     parser = Parser(prog="tabulate.py", description="Size, cost, speed, memory and scores of networks, in one table.")
     default = training_parser().get_default
-    parser.add_argument("rows", nargs="+", metavar="ROW", help="checkpoint, experiment folder, or bicubic")
+    parser.add_argument(
+        "rows", type=weights_file, nargs="+", metavar="ROW", help="checkpoint, experiment folder, or bicubic"
+    )
     parser.add_argument("--dir_data", default=default("dir_data"), metavar="DIR", help="folder of the data sets")
     parser.add_argument(
         "--data_test", default="Set5+Set14", metavar="A+B", help="test sets, or none (default Set5+Set14)"

@@ -1,6 +1,7 @@
 """The command line: familiar flags with their defaults, one line for each mistake, options that are read-only."""
 
 import os
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, assert_one_line, program
@@ -176,6 +177,14 @@ def test_going_on_keeps_the_experiment_and_lets_the_rest_change():
     moved = continue_with(parse_args(["--load", "run"]), begun, ["n_GPUs", "cpu"])
     assert (moved.n_GPUs, moved.cpu) == (1, False)
     assert moved.given == {"load"}
+
+
+def test_released_networks_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = parse_args("--pre_train KRGN_x4".split()).pre_train
+    assert path == str(Path(__file__).parent.parent / "experiment/KRGN_x4/model/model_best.pt")
+    for name in ("./KRGN_x4", "KRGN_x5", "KRGN_x4.pt"):
+        assert parse_args(["--pre_train", name]).pre_train == str(tmp_path / name)
 
 
 def test_values_that_a_file_or_a_run_supplies_are_not_checked_before():
