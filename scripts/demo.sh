@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on an embedded default, about five minutes on two cores: photographs that scikit-image ships become a
+# The main job on an embedded default, two minutes on two cores: photographs that scikit-image ships become a
 # small data set, a small KRGN x2 is trained, tested, folded and tested again, and its kernels are plotted.
 # A second start reuses what is there; `rm -r experiment/demo* dataset/Photos` starts anew.
 set -euo pipefail
