@@ -221,3 +221,18 @@ def receptive_field(share: np.ndarray, half: int, radius: int) -> bytes:
     axis.set_xlabel("LR pixels from the middle")
     figure.colorbar(image, label="share of the output's gradient")
     return rendered(figure)
+
+
+def spread(values: dict[str, list[float]], label: str) -> bytes:
+    """A row of points for each name, one a seed, with their mean as a line."""
+    figure = Figure(figsize=(7, 0.5 * len(values) + 1), layout="constrained")
+    axis = figure.subplots()
+    for row, points in enumerate(values.values()):
+        axis.plot(points, [row] * len(points), "o", color="#0072B2", alpha=0.7)
+        axis.plot([sum(points) / len(points)] * 2, [row - 0.3, row + 0.3], color="black")
+    axis.set_yticks(range(len(values)), labels=list(values))
+    axis.invert_yaxis()
+    axis.set_xlabel(label)
+    axis.grid(axis="x", alpha=0.3)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    return rendered(figure)

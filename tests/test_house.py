@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SRC
 
+import ablation
 import bench
 import degrade
 import demo
@@ -30,7 +31,8 @@ LEVELS = [
     {"data", "experiment"},
     {"evaluate", "formats"},
     {"trainer"},
-    {"main", "export", "kl", "demo", "degrade", "prepare", "tabulate", "report", "bench"} | {"verify_resume"},
+    {"main", "export", "kl", "demo", "degrade", "prepare", "tabulate", "report", "bench"}
+    | {"ablation", "verify_resume"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(SRC.rglob("*.py"))
@@ -102,6 +104,7 @@ PARSERS = {
     "prepare.py": prepare.build_parser,
     "report.py": report.build_parser,
     "bench.py": bench.build_parser,
+    "ablation.py": ablation.build_parser,
     "verify_resume.py": verify_resume.build_parser,
 }
 PROGRAM_LINES = [line for line in commands() if any(name in line for name in PARSERS)]
