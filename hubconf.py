@@ -1,5 +1,6 @@
 """torch.hub's entry point; needs nothing but torch.
 
+    model = torch.hub.load(REPOSITORY, "krgn", scale=4, pretrained=True, source="local")
     model = torch.hub.load(REPOSITORY, "krgn", scale=4, weights="KRGN_x4.pt", source="local")
 
 The network takes RGB in 0..255, float32, (N, 3, H, W), and gives (N, 3, scale * H, scale * W), not clamped.
@@ -13,23 +14,34 @@ import torch
 dependencies = ["torch"]
 
 
-def krgn(scale: int = 4, weights: str = "", **options):
+def krgn(scale: int = 4, pretrained: bool = False, weights: str = "", **options):
     """A folded KRGN, ready to run.
 
     Args:
         scale: upscaling factor, 2, 3 or 4.
+        pretrained: with the released weights of this scale, which lie in experiment/; nothing is downloaded.
         weights: a .pt file that export.py wrote, or any plain state dict with the published names; "": random weights.
         options: further hyper-parameters of `model.krgn.KRGN`, for instance n_feats, n_resgroups, groups, dilation.
 
     Raises:
         RuntimeError: if the weights are of another network.
+        FileNotFoundError: if no weights of this scale are released.
+        ValueError: for `pretrained` together with `weights` or `options`.
     """
-    source = str(Path(__file__).resolve().parent / "src")
-    sys.path.insert(0, source)
+    root = Path(__file__).resolve().parent
+    sys.path.insert(0, str(root / "src"))
     try:
         from model.krgn import KRGN
+        from model.recalibration import fold
     finally:
-        sys.path.remove(source)
+        sys.path.remove(str(root / "src"))
+    if pretrained:
+        if weights or options:
+            raise ValueError(f"pretrained: got weights={weights!r} and {options} as well, expected the scale alone")
+        released = root / f"experiment/KRGN_x{scale}/model/model_best.pt"
+        network = KRGN(scale=scale)
+        network.load_state_dict(torch.load(released, map_location="cpu", weights_only=True)["model"], strict=True)
+        return fold(network).eval()
     network = KRGN(scale=scale, recalibrated=False, **options)
     if weights:
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=True)
