@@ -4,5 +4,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 mkdir -p "$ROOT/experiment"
-cd "$ROOT/src"
-exec "$PYTHON" bench.py all --out ../experiment/bench "$@"
+exec "$PYTHON" "$ROOT/src/bench.py" all --out "$ROOT/experiment/bench" "$@"

@@ -15,6 +15,10 @@ if [ "${1:-}" = --data ]; then
     data="$(cd "$2" 2>/dev/null && pwd)" || { echo "error: --data $2: there is no such folder" >&2; exit 2; }
     shift 2
 fi
+case " $* " in *" --dir_experiment"* | *" --save"* | *" --load"*)
+    echo "error: runs and results have their places in experiment/: drop --dir_experiment, --save and --load; $usage" >&2
+    exit 2 ;;
+esac
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 data="${data:-$ROOT/dataset/DIV2K}"
 name="KRGN_x$scale" run="train_KRGN_x$scale"
@@ -35,7 +39,7 @@ else
     recipe=(--batch_size 4 --patch_size $((48 * scale)) --lr 1e-3 --epochs $epochs --n_threads 1)
 fi
 if [ -f "$ROOT/experiment/$run/state.pt" ]; then
-    "$PYTHON" -u main.py --load "$run"
+    "$PYTHON" -u main.py --load "$run" "$@"
 else
     set -- --scale "$scale" ${start[@]+"${start[@]}"} "${recipe[@]}" \
         --dir_data "$(dirname "$data")" --data_train "$(basename "$data")" --save "$run" "$@"

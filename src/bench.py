@@ -50,7 +50,6 @@ from utility import git_commit, keep_memory, processor, timed
 SCALE = 4
 LR_SIZE = (180, 320)  # (H, W): a 1280x720 image at x4
 BATCH, PATCH = 16, 48  # training: LR patches of this side
-WARM_UP = 1
 PHOTO = (1400, 2040)  # (H, W) of the loader's images, DIV2K's usual size
 N_PHOTOS = 8
 LOADED = 30  # batches a run of the loader
@@ -157,6 +156,9 @@ def main(argv: list[str] | None = None) -> None:
     args.device = device
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is visible: use --cpu")
+    for name in ("Set5", "Set14") if args.dir_data else ():
+        if not Path(args.dir_data, "benchmark", name).is_dir():
+            raise UserError(f"--dir_data {args.dir_data}: has no benchmark/{name}, which `test` runs on: name another")
     with tempfile.TemporaryDirectory(prefix="bench_") as folder:
         args.folder = folder
         wanted = cases(args.command, args)
@@ -181,7 +183,7 @@ class Worker:
     """A case in its process. It is ready when `facts` came; `run` asks for one timed run."""
 
     def __init__(self, case: Case, device: str):
-        self.case, self.seconds = case, []
+        self.case, self.device, self.seconds = case, device, []
         ours, theirs = multiprocessing.get_context("spawn").Pipe()
         before = {name: os.environ.get(name) for name in case.environment}
         os.environ.update(case.environment)
@@ -226,6 +228,8 @@ class Worker:
 def serve(pipe, setup: str, options: dict) -> None:
     """In the case's process: prepares, says so, and then times one run for each request until the pipe closes."""
     try:
+        # "float32" means it all through, as in main.py: by default cuDNN would round the factors of its products.
+        torch.backends.cudnn.allow_tf32 = False
         run, facts = globals()[setup](**options)
         pipe.send(("facts", facts))
         while True:
@@ -260,6 +264,11 @@ def run_group(group: list[Case], device: str, n_runs: int) -> tuple[list[list], 
     return [row_of(worker, baseline, ceilings) for worker in cases_], ceilings
 
 
+def warm_up(device: str) -> int:
+    """Turns that are not counted: a GPU's compiled networks record their graphs in the second."""
+    return 3 if device == "cuda" else 1
+
+
 def row_of(worker: Worker, baseline: Worker, ceilings: tuple[float, float]) -> list:
     """A row of the table: name, times in milliseconds, ratio to the baseline, per cent of the ceilings."""
     median = statistics.median(worker.seconds)
@@ -274,7 +283,7 @@ def row_of(worker: Worker, baseline: Worker, ceilings: tuple[float, float]) -> l
 def measure(workers: list[Worker], n_runs: int) -> None:
     """All workers in turn, `n_runs` times after the warm-up."""
 
-    for turn in tqdm(range(-WARM_UP, n_runs), desc="turns", disable=None, leave=False):
+    for turn in tqdm(range(-warm_up(workers[0].device), n_runs), desc="turns", disable=None, leave=False):
         for worker in workers:
             seconds = worker.run()
             if turn >= 0:
@@ -330,7 +339,8 @@ def prepare_inference(
         with torch.inference_mode(), autocast(torch.device(device), precision):
             running(image)
 
-    return run, costs(network, image)
+    # The ceilings are those of float32.
+    return run, costs(network, image) if precision == "single" else {}
 
 
 def prepare_training(
@@ -400,7 +410,7 @@ class PickledImages(Dataset):
         self.paths = paths
 
     def __len__(self):
-        return BATCH * LOADED
+        return 10**6
 
     def __getitem__(self, index):
         lr, hr = (pickle.loads(path.read_bytes()) for path in self.paths[index % len(self.paths)])
@@ -430,13 +440,12 @@ def prepare_edsr_loading(*, device: str, workers: int, folder: str):
             both[-1].write_bytes(pickle.dumps(np.array(image_set.open(path))))
         paths.append(both)
 
-    # Workers that stay, or each run would time their start.
-    stay = workers > 0
-    loader = DataLoader(PickledImages(paths), BATCH, shuffle=True, num_workers=workers, persistent_workers=stay)
+    # Workers that stay, or each run would time their start; both loaders' read ahead while other cases run.
+    batches = iter(DataLoader(PickledImages(paths), BATCH, shuffle=True, num_workers=workers))
 
     def run():
-        for _ in loader:
-            pass
+        for _ in range(LOADED):
+            next(batches)
 
     return run, {}
 
@@ -496,8 +505,8 @@ def make_table(rows: list[list], ceilings: list[tuple[float, float]], args, devi
     flops, bandwidths = zip(*ceilings, strict=True)
     where = torch.cuda.get_device_name() if device == "cuda" else processor()
     notes = [
-        f"{args.n_runs} turns after {WARM_UP} of warm-up, a group's cases in turn, each in its own process; float32 if "
-        "nothing else is said",
+        f"{args.n_runs} turns after {warm_up(device)} of warm-up, a group's cases in turn, each in its own process; "
+        "float32, no TF32, if nothing else is said",
         "times faster: than the first case of the group, the median over the turns",
         f"ceilings, measured in the same turns: {min(flops) / 1e9:.0f} to {max(flops) / 1e9:.0f} GFLOP/s in a matrix "
         f"product, {min(bandwidths) / 1e9:.1f} to {max(bandwidths) / 1e9:.1f} GB/s in a copy",

@@ -165,7 +165,7 @@ def runner(network: nn.Module, test_set: TestSet, rgb_range: float, *, chop: boo
         try:
             if not tiles().exact:
                 measure(image)
-            return tiles()(image)
+            return torch.cat([tiles()(one) for one in image.split(1)])
         except OSError as error:
             raise UserError(
                 f"features of {_size(image)} pixels do not fit into the temporary folder {tempfile.gettempdir()} "
@@ -180,8 +180,8 @@ def runner(network: nn.Module, test_set: TestSet, rgb_range: float, *, chop: boo
         else:
             try:
                 return network(image)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if type(error) is RuntimeError and "memory" not in str(error):
+            except (MemoryError, RuntimeError) as error:
+                if not inference.says_out_of_memory(error):
                     raise
                 reason = "does not fit into memory"
         log.info("an image of %s pixels %s: running tiles of %d instead (--tile)", _size(image), reason, AUTO_TILE)

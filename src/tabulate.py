@@ -207,6 +207,7 @@ def names_apart(methods: list[Method]) -> None:
 # --- measurements ---
 
 
+@torch.inference_mode()
 def time_all(methods: list[Method], n_runs: int, device: torch.device) -> None:
     """Times every network, deployed and as saved, in turn, so that a machine that slows down slows all rows alike."""
     runs: list[tuple[nn.Module, torch.Tensor, list[float]]] = []
@@ -225,7 +226,6 @@ def time_all(methods: list[Method], n_runs: int, device: torch.device) -> None:
                 found.append(seconds)
 
 
-@torch.inference_mode()
 def lr_size(scale: int) -> tuple[int, int]:
     """(H, W) of the LR image whose SR image is of the size `OUTPUT`, rounded up where the scale does not divide it."""
     return tuple(math.ceil(side / scale) for side in OUTPUT)

@@ -181,10 +181,9 @@ class Trainer:
             raise
         except BaseException as error:
             # Also for a bug or a full disk: the batches done so far are worth keeping, if they can be.
-            with held(), suppress(errors.Interrupted):
-                if parallel.world_size() == 1:  # others may be elsewhere, and could not be asked about skipped images
-                    self._read()
             with held():
+                with suppress(errors.Interrupted):
+                    self._read(alone=True)
                 saved = self._save_state()
             said = f"state saved after {self.epoch} epochs and {self.batch} batches"
             said = said if saved else "the last batches were skipped, so the state saved before them stays"
@@ -313,8 +312,11 @@ class Trainer:
             arrived.record()
         self.unread.append(Told(self.batch, names, values, arrived))
 
-    def _read(self, leave: int = 0) -> bool:
+    def _read(self, leave: int = 0, alone: bool = False) -> bool:
         """Books what the device said of the batches, all but the last `leave` of them.
+
+        Args:
+            alone: the other processes may be elsewhere, and cannot be asked for the images of a skipped batch.
 
         Returns:
             Whether it is time to save the state.
@@ -337,7 +339,7 @@ class Trainer:
                 continue
             self.in_a_row += 1
             reason = self._why_skipped(values, norms)
-            self._book_skipped(told.batch, reason, told.names)
+            self._book_skipped(told.batch, reason, told.names, alone)
             if self.in_a_row == MAX_SKIPPED:
                 self.unread.clear()
                 mend = f"--load {self.experiment.name} --override lr --lr {self.args.lr / 2:g}"
@@ -347,7 +349,7 @@ class Trainer:
                     "--skip_threshold in another run"
                 )
         if stop:
-            self._read()
+            self._read(alone=alone)
             raise errors.Interrupted(errors.pending() or errors.SIGTERM)
         return overdue
 
@@ -363,9 +365,9 @@ class Trainer:
             return f"its discriminator's gradient's norm is {norms[1]}"
         return f"its loss {loss:.4g} is above {self._limit():.4g}, --skip_threshold times that of the last epoch"
 
-    def _book_skipped(self, batch: int, reason: str, names: list[str]) -> None:
+    def _book_skipped(self, batch: int, reason: str, names: list[str], alone: bool) -> None:
         """Keeps which images were in a batch that was skipped."""
-        images = " ".join(name for part in parallel.gather(names) for name in part)
+        images = " ".join(name for part in ([names] if alone else parallel.gather(names)) for name in part)
         log.info("batch %d skipped: %s (%s)", batch, reason, images)
         self.skipped.append({"epoch": self.epoch + 1, "batch": batch, "reason": reason, "images": images})
         if parallel.is_main():
@@ -471,7 +473,10 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
+            # States of before had the names of torch's AveragedModel.
+            average = {name.removeprefix("module."): value for name, value in state["average"].items()}
+            average.pop("n_averaged", None)
+            self.average.load_state_dict(average)
         if self.adversary:
             self.adversary.discriminator.load_state_dict(state["discriminator"])
             self.critic_optimizer.load_state_dict(state["discriminator's optimizer"])

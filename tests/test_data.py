@@ -344,7 +344,7 @@ def test_maps_stay_and_are_bounded_and_no_file_stays_open(small_set, monkeypatch
     samples = train_set(small_set)
     expected = [samples[k][1] for k in range(12)]
     assert mapped() - before == 8  # LR and HR of four images
-    assert len(os.listdir("/proc/self/fd")) == handles
+    assert len(os.listdir("/proc/self/fd")) <= handles
     assert len(pickle.dumps(samples)) < 10_000  # what is mapped does not travel to a worker that is spawned
 
     monkeypatch.setattr(srdata, "MAPS", 3)

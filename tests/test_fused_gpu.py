@@ -35,7 +35,7 @@ def test_the_kernels_under_tritons_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert run.returncode == 0, run.stdout[-3000:]
-    assert run.stdout.splitlines()[0].count(".") == len(SIZES) * 2 + 3, run.stdout
+    assert run.stdout.splitlines()[0].count(".") == len(SIZES) * 2 + 4, run.stdout
 
 
 def example(channels, per_group, dilation, size, n, dtype):
@@ -70,6 +70,16 @@ def operators(x, plus, grad, parameters, dilations) -> list[torch.Tensor]:
     return [tensor.cpu() for tensor in found + torch.ops.krgn.cffb_backward(grad, x, parameters, dilations)]
 
 
+def fused_forward(x, plus, parameters, dilations) -> torch.Tensor:
+    if INTERPRETED:
+        from model import fused_gpu
+
+        x, plus, parameters = fused._laid_out(x, plus, parameters)
+        return fused_gpu.forward(x, parameters, dilations, plus)
+    x, plus, *parameters = (tensor.to(DEVICE) for tensor in (x, plus, *parameters))
+    return torch.ops.krgn.cffb(x, parameters, dilations, plus).cpu()
+
+
 @on_device
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("channels", "per_group", "dilation", "size", "n"), SIZES)
@@ -86,6 +96,16 @@ def test_equals_the_plain_operators(channels, per_group, dilation, size, n, dtyp
         assert one.dtype == dtype
         tolerance = 1e-10 if dtype == torch.float64 else 1e-4
         assert (one - other).abs().max() <= tolerance * max(1, other.abs().max())
+
+
+@on_device
+def test_a_chain_and_dilations_the_other_way_round():
+    x, plus, grad, parameters, _ = example(16, 1, 3, (4, 7), 2, torch.float32)
+    dilations, expected = [3, 1], x
+    for last in (False, True):
+        expected = operators(expected, plus if last else torch.zeros_like(x), grad, parameters, dilations)[0]
+    chain = fused_forward(x, plus, [*parameters, *parameters], dilations)
+    assert torch.equal(chain, expected)
 
 
 @on_device

@@ -76,6 +76,24 @@ def test_small_images_run_as_one_batch_and_large_ones_alone(monkeypatch):
     assert sizes == [(1, 1, 25, 35)] * 4
 
 
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+def test_a_batch_that_does_not_fit_runs_one_by_one(error):
+    def network(images):
+        if len(images) > 1:
+            raise error
+        return images
+
+    image = torch.rand(1, 1, 30, 50)
+    assert torch.equal(chop(network, image, 1), image)
+    assert torch.allclose(self_ensemble(network, image), image)
+
+    def broken(images):
+        raise RuntimeError("sizes do not match")
+
+    with pytest.raises(RuntimeError, match="sizes"):
+        chop(broken, image, 1)
+
+
 def test_self_ensemble_is_the_mean_of_eight_views():
     network = KRGN(scale=2, n_feats=8, n_resgroups=1).double().eval()
     image = torch.rand(1, 3, 6, 9, dtype=torch.float64) * 255

@@ -5,7 +5,8 @@ import torch
 
 from model import count_parameters
 from model.krgn import CCA, KRGN, kernel_sets, structure
-from model.recalibration import fold
+from model.recalibration import RecConv, fold, recalibrate
+from model.tiling import Tiles
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
@@ -109,3 +110,29 @@ def test_kernel_sets_are_the_recalibrated_convolutions():
     assert len(layers) == 18
     assert [layer.dilation[0] for layer in layers] == [1, 3] * 9
     assert layers[0] is network.body[1].blocks[0].conv_acts[0][0]
+
+
+def test_the_fusion_layer_may_be_recalibrated_or_have_hooks():
+    """Dense fusion reads this layer's kernel itself, where it is a plain one."""
+    image = torch.rand(1, 3, 9, 8, dtype=torch.float64) * 255
+    network = recalibrate(
+        KRGN(scale=2, n_feats=8, n_resgroups=2, recalibrated=False).double(), "features_fusion_module.0"
+    )
+    fusion = network.features_fusion_module[0]
+    assert type(fusion) is RecConv
+    for module in network.modules():
+        if isinstance(module, RecConv):
+            torch.nn.init.normal_(module.transform, std=0.1)
+    out = network(image)
+    out.sum().backward()
+    assert fusion.transform.grad.abs().max() > 0
+    deployed = fold(network)
+    with torch.no_grad():
+        assert torch.allclose(deployed(image), out, atol=1e-8)
+        assert torch.allclose(Tiles(network, scale=2, tile=4)(image), out, atol=1e-8)
+    seen = []
+    hook = deployed.features_fusion_module[0].register_forward_hook(lambda *_: seen.append(1))
+    again = deployed(image)
+    hook.remove()
+    assert seen == [1]
+    assert torch.allclose(again, out, atol=1e-8)

@@ -123,6 +123,7 @@ def test_rows_are_timed_in_turn(monkeypatch):
     networks |= {id(method.trained): method.name + " trained" for method in methods}
 
     def timed(function, device):
+        assert torch.is_inference_mode_enabled()
         order.append(networks[id(function.__defaults__[0])])
         return 0.1 * len(order)
 

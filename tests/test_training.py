@@ -118,6 +118,16 @@ def test_averaged_weights_are_validated_released_and_folded_after_averaging(smal
     assert score.psnr == pytest.approx(float(history(folder)[-1]["Small PSNR"]), abs=1e-9)
 
 
+def test_a_state_with_the_names_of_torchs_average_goes_on(small_set):
+    folder = small_set.parent / "experiment/small"
+    launch(*small_run(small_set, "--ema", "0.8", "--epochs", "1"))
+    state = load_tensors(folder / "state.pt")
+    named = {f"module.{name}": tensor for name, tensor in state["average"].items()}
+    save_tensors(folder / "state.pt", state | {"average": named | {"n_averaged": torch.tensor(4)}})
+    launch("--cpu", "--n_threads", "0", "--load", "small", "--dir_experiment", folder.parent, "--epochs", "2")
+    assert len(history(folder)) == 2
+
+
 # --- numbers that stay finite ---
 
 

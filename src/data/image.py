@@ -11,6 +11,7 @@ Every image becomes uint8 (H, W, C), C = 1 (gray) or 3 (RGB):
 import io
 import math
 import os
+import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -113,8 +114,9 @@ def _fast_png(path: Path | str, content: bytes | None) -> np.ndarray | None:
             content = Path(path).read_bytes()
         except OSError:
             return None
-    depth, colours = content[24:26].ljust(2, b"\0")
-    if content[:8] != PNG_SIGNATURE or depth != 8 or colours not in (0, 2):
+    width, height, depth, colours, interlaced = struct.unpack(">IIBBxxB", content[16:29].ljust(13, b"\0"))
+    usual = content[:8] == PNG_SIGNATURE and depth == 8 and colours in (0, 2) and not interlaced
+    if not usual or width * height > Image.MAX_IMAGE_PIXELS:  # a bomb, perhaps: Pillow warns of it, or refuses it
         return None
     import imagecodecs  # loads its libraries, which not every run needs
 
@@ -183,11 +185,14 @@ def open_cached(cache: Path) -> np.ndarray:
         size = offset + math.prod(shape)
         if there < size:
             raise ValueError(f"{there} bytes, expected {size}")
-        pixels = torch.from_file(str(cache), size=size, dtype=torch.uint8).numpy()[offset:].reshape(shape)
+        try:
+            pixels = torch.from_file(str(cache), size=size, dtype=torch.uint8).numpy()[offset:].reshape(shape)
+        except UnicodeError:  # torch takes no path of other bytes than UTF-8
+            pixels = np.load(cache, mmap_mode="r", allow_pickle=False)
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{cache}: is no decoded image ({reason}): make it anew with --ext sep_reset") from None
-    pixels.flags.writeable = False
+    pixels.flags.writeable = False  # the map is private: nothing would reach the file
     return pixels
 
 

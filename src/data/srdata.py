@@ -27,7 +27,8 @@ from metrics import rgb_to_y
 
 log = logging.getLogger("krgn")
 
-# Decoded copies that a training set keeps mapped: address space, not memory or open files. Linux allows 65,530 maps.
+# Decoded copies that a training set keeps mapped. They take address space, no open files, and memory only where the
+# system counts what private maps might take (vm.overcommit_memory=2). Linux allows 65,530 maps.
 MAPS = 4096
 
 

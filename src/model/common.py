@@ -71,15 +71,22 @@ def activation(name: str, channels: int) -> nn.Module:
 def conv1x1_of_parts(conv: nn.Conv2d, parts: Iterable[torch.Tensor]) -> torch.Tensor:
     """`conv(torch.cat(parts, dim=1))` of a 1x1 convolution, as the sum of each part's share, taken when the part comes.
 
-    The concatenation of many feature maps is their largest, and no part need be kept. Exported graphs have it.
+    The concatenation of many feature maps is their largest, and no part need be kept. Exported graphs have it, and so
+    has a `conv` that is more than a plain convolution: recalibrated, or with hooks.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    plain = type(conv) is nn.Conv2d and not (conv._forward_hooks or conv._forward_pre_hooks)
+    if not plain or torch.jit.is_tracing() or torch.compiler.is_exporting():
         return conv(torch.cat(list(parts), dim=1))
     total, done = None, 0
     for part in parts:
         share = conv.weight[:, done : done + part.shape[1]]
         done += part.shape[1]
-        total = F.conv2d(part, share, conv.bias) if total is None else total.add_(F.conv2d(part, share))
+        if total is None:
+            first = F.conv2d(part, share, conv.bias)
+            # Sixteen bits, of an autocast, are too few for a running sum.
+            total = first.float() if first.dtype in (torch.float16, torch.bfloat16) else first
+        else:
+            total.add_(F.conv2d(part, share))
     return total
 
 

@@ -40,9 +40,20 @@ def chop(model: Network, image: torch.Tensor, scale: int) -> torch.Tensor:
 
 def together(model: Network, images: list[torch.Tensor]) -> list[torch.Tensor]:
     """The model's outputs for images of one shape, which run as one batch where they are small."""
-    if len(images) * images[0][:, 0].numel() > BATCHED:
-        return [model(image) for image in images]
-    return list(model(torch.cat(images)).split(len(images[0])))
+    if len(images) * images[0][:, 0].numel() <= BATCHED:
+        try:
+            return list(model(torch.cat(images)).split(len(images[0])))
+        except (MemoryError, RuntimeError) as error:
+            if not says_out_of_memory(error):
+                raise
+    return [model(image) for image in images]
+
+
+def says_out_of_memory(error: Exception) -> bool:
+    """Whether an exception means that there was no memory: torch has its own only for GPUs."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        type(error) is RuntimeError and "memory" in str(error)
+    )
 
 
 def _halves(size: int) -> list[tuple[int, int, int, int]]:

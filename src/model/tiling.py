@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from model.external import External
 from model.krgn import KRGN
+from model.recalibration import kernel_of
 
 Window = tuple[slice, slice]  # rows and columns
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -89,7 +90,7 @@ class Tiles:
         channels = network.head_conv.out_channels
         # DFF's 1x1 convolution over all blocks' outputs is a sum of one product for each, so none needs to be kept.
         fusion = network.features_fusion_module[0]
-        shares = fusion.weight.split(channels, dim=1)
+        shares = kernel_of(fusion).split(channels, dim=1)
         with Features(size, channels, ("shallow", "feature", "taps", "fused"), device=image.device) as maps:
             for window in windows(size, self.tile):
                 wide, inner = widened(window, self.head_halo, size)
