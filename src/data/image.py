@@ -63,21 +63,31 @@ def read_size(path: Path | str, content: bytes | None = None) -> tuple[int, int]
     Raises:
         UserError: if the file is missing or no image.
     """
-    if content is None and (head := _png_head(path)):
-        return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+    if content is None and (header := _png_header(_beginning(path))):
+        width, height, *_ = header
+        return height, width
     with _readable(path, content) as image:
         return image.height, image.width
 
 
-def _png_head(path: Path | str) -> bytes | None:
-    """The signature and first chunk of a PNG, which says its size: in less time than Pillow, for 100,000 images."""
+def _beginning(path: Path | str) -> bytes:
+    """The bytes of a file that hold a PNG's header; none if it cannot be read."""
     try:
         with open(path, "rb") as file:
-            head = file.read(33)
+            return file.read(33)
     except OSError:
+        return b""
+
+
+def _png_header(content: bytes) -> tuple[int, int, int, int, int] | None:
+    """(width, height, bits, colour type, interlacing) of a PNG, None if there is no whole header.
+
+    It says the size in less time than Pillow, for 100,000 images.
+    """
+    chunk = content[12:29]
+    if content[:8] != PNG_SIGNATURE or chunk[:4] != b"IHDR" or content[29:33] != zlib.crc32(chunk).to_bytes(4, "big"):
         return None
-    whole = head[:8] == PNG_SIGNATURE and head[12:16] == b"IHDR" and zlib.crc32(head[12:29]).to_bytes(4, "big")
-    return head if whole and head[29:] == whole else None
+    return struct.unpack(">IIBBxxB", chunk[4:])
 
 
 def read_image(path: Path | str, content: bytes | None = None) -> np.ndarray:
@@ -114,8 +124,11 @@ def _fast_png(path: Path | str, content: bytes | None) -> np.ndarray | None:
             content = Path(path).read_bytes()
         except OSError:
             return None
-    width, height, depth, colours, interlaced = struct.unpack(">IIBBxxB", content[16:29].ljust(13, b"\0"))
-    usual = content[:8] == PNG_SIGNATURE and depth == 8 and colours in (0, 2) and not interlaced
+    header = _png_header(content)
+    if header is None:
+        return None
+    width, height, depth, colours, interlaced = header
+    usual = depth == 8 and colours in (0, 2) and not interlaced
     if not usual or width * height > Image.MAX_IMAGE_PIXELS:  # a bomb, perhaps: Pillow warns of it, or refuses it
         return None
     import imagecodecs  # loads its libraries, which not every run needs
