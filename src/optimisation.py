@@ -91,9 +91,10 @@ def step_if(good: torch.Tensor, optimizer: Optimizer) -> None:
 def make_average(network: nn.Module, decay: float) -> nn.Module | None:
     """What will hold the moving average of all weights, or None if `decay` is 0.
 
-    Basis kernels and transforms are averaged each: the network is folded after averaging, never before.
+    Basis kernels and transforms are averaged each: the network is folded after averaging, never before. Its parameters
+    keep `requires_grad`, which says of a checkpoint whether the basis was trained.
     """
-    return copy.deepcopy(network).requires_grad_(False) if decay else None
+    return copy.deepcopy(network) if decay else None
 
 
 @torch.no_grad()

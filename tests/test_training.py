@@ -106,6 +106,7 @@ def test_averaged_weights_are_validated_released_and_folded_after_averaging(smal
     launch(*small_run(small_set, "--ema", "0.8", "--epochs", "2"))
     state, latest = load_tensors(folder / "state.pt"), load_tensors(folder / "model/model_latest.pt")
     assert (state["facts"]["weights"], latest["facts"]["weights"]) == ("raw", "averaged")
+    assert latest["facts"]["basis"] == state["facts"]["basis"] == "trained"  # what a run that starts from it follows
     assert all(torch.equal(latest["model"][name], averaged) for name, averaged in state["average"].items())
     assert not torch.equal(latest["model"]["head_conv.weight"], state["model"]["head_conv.weight"])
     # The printed score is that of the released weights, folded.
