@@ -3,8 +3,9 @@
 #
 #     bash scripts/train_release.sh 2 --data dataset/DIV2K        then 3 and 4, which start from x2's weights
 #
-# DIR is a set in DIV2K's shape or a folder of HR images; benchmark/Kodak24 beside it validates. Stopped at any moment, it
-# goes on when it is started again. With a GPU it trains in bf16, compiled, for days; without one, for hours.
+# DIR is a set in DIV2K's shape or a folder of HR images; benchmark/Kodak24 beside it validates, and Set5 and Set14 are
+# tested at the end. Stopped at any moment, it goes on when it is started again. With a GPU it trains in bf16, compiled,
+# for days; without one, for hours.
 set -euo pipefail
 usage="usage: train_release.sh 2|3|4 [--data DIR] [training flags]"
 scale="${1:-}"
@@ -23,6 +24,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 data="${data:-$ROOT/dataset/DIV2K}"
 name="KRGN_x$scale" run="train_KRGN_x$scale"
 released="$ROOT/experiment/$name"
+sets=(Set5 Set14 Kodak24)
+for set in "${sets[@]}"; do
+    folder="$(dirname "$data")/benchmark/$set"
+    [ -d "$folder" ] || { echo "error: $folder: there is no such folder: the README says under Data how sets come there" >&2; exit 2; }
+done
 cd "$ROOT/src"
 
 start=()
@@ -35,8 +41,8 @@ if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
     recipe=(--batch_size 64 --patch_size $((64 * scale)) --lr 5e-4 --epochs 300 --precision bf16 --compile --n_threads 8)
 else
     # Of batches of 4 and 8 and rates of 1e-3 and 2e-3 the best on Kodak24 x2 after the same 1,920 patches.
-    epochs=10 && [ "$scale" = 2 ] || epochs=5
-    recipe=(--batch_size 4 --patch_size $((48 * scale)) --lr 1e-3 --epochs $epochs --n_threads 1)
+    epochs=([2]=10 [3]=3 [4]=5)
+    recipe=(--batch_size 4 --patch_size $((48 * scale)) --lr 1e-3 --epochs "${epochs[scale]}" --n_threads 1)
 fi
 if [ -f "$ROOT/experiment/$run/state.pt" ]; then
     "$PYTHON" -u main.py --load "$run" "$@"
@@ -47,7 +53,19 @@ else
         --test_every 1000 --save_every 1 "$@"
 fi
 
-echo "== $released"
+echo "== tests, and what is released, in $released"
 mkdir -p "$released/model"
 cp "$ROOT/experiment/$run"/{config.txt,log.txt,history.csv,curves.png} "$released"
-cp "$ROOT/experiment/$run"/model/model_best.{pt,safetensors} "$released/model"
+cp "$ROOT/experiment/$run/model/model_best.pt" "$released/model"
+rm -f "$released"/test{,_chop}/log.txt # which tests append to
+"$PYTHON" export.py --pre_train "$name" --out "$released/export" --formats pt
+set -- --dir_data "$(dirname "$data")" --data_test "$(IFS=+ && echo "${sets[*]}")"
+"$PYTHON" main.py --test_only --pre_train "$name" --dir_experiment "$released" --save test "$@"
+"$PYTHON" main.py --test_only --pre_train "$name" --dir_experiment "$released" --save test_chop --chop "$@"
+"$PYTHON" tabulate.py bicubic "$name" --published --n_runs 0 --chop --out "$released/table" "$@"
+
+# What is released does not say where on this machine the project, its data and the user's home lie.
+find "$released" -type f ! -name "*.pt" ! -name "*.safetensors" ! -name "*.png" | while read -r file; do
+    sed "s#$ROOT/##g; s#$(dirname "$data")#dataset#g; s#$HOME/#~/#g" "$file" >"$file.shortened"
+    mv "$file.shortened" "$file"
+done
