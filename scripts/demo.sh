@@ -31,12 +31,16 @@ step "testing the folded file"
 "$PYTHON" main.py --test_only --pre_train ../experiment/demo/export/KRGN_x2.safetensors --save demo_folded \
     --data_test Photos --data_range 1-11/12-14 --save_results
 
+step "testing the released KRGN_x2"
+"$PYTHON" main.py --test_only --pre_train KRGN_x2 --save demo_released \
+    --data_test Photos --data_range 1-11/12-14 --save_results
+
 step "kernel matrices (Figure 4)"
 "$PYTHON" kl.py --pre_train ../experiment/demo/model/model_best.pt --out ../experiment/demo/kernels
 
 step "results"
 "$PYTHON" demo.py report --pre_train ../experiment/demo/model/model_best.pt --folded demo_folded \
-    --out "$ROOT/experiment/demo/crops.png"
+    --released demo_released --out "$ROOT/experiment/demo/crops.png"
 echo "  loss and PSNR    $ROOT/experiment/demo/curves.png"
 echo "  kernel matrices  $ROOT/experiment/demo/kernels/kl.png"
 echo "  SR images        $ROOT/experiment/demo_folded/results-Photos/"

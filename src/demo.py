@@ -45,9 +45,12 @@ def build_parser() -> Parser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("data", help="make the data set Photos")
-    report = commands.add_parser("report", help="table and pictures of a trained and of its folded network")
+    report = commands.add_parser("report", help="table and pictures of the trained network beside the released one")
     report.add_argument("--pre_train", required=True, metavar="FILE", help="checkpoint in training form")
     report.add_argument("--folded", required=True, metavar="NAME", help="experiment that tested the folded file")
+    report.add_argument(
+        "--released", required=True, metavar="NAME", help="experiment that tested the released network of this scale"
+    )
     report.add_argument("--out", required=True, metavar="FILE", help="PNG file for the crops")
     return parser
 
@@ -83,7 +86,7 @@ def make_data(root: Path) -> None:
 
 
 def make_report(args) -> None:
-    """Prints mean scores of bicubic, the network and the folded network, and draws the crops.
+    """Prints mean scores of bicubic, the network, the folded network and the released one, and draws the crops.
 
     Raises:
         UserError: if the checkpoint is missing or the test has not been run.
@@ -102,7 +105,8 @@ def make_report(args) -> None:
     # main.py folds before it tests; here the training form itself is run, so that the table compares the two.
     rows = evaluate(network, test_set, device=device, rgb_range=network.hyperparameters["rgb_range"]).rows
     trained = {row["image"]: (row["PSNR"], row["SSIM"]) for row in rows}
-    folded = read_scores(Path(args.dir_experiment) / args.folded)
+    folded, released = (Path(args.dir_experiment) / name for name in (args.folded, args.released))
+    scores = {folder: read_scores(folder) for folder in (folded, released)}
     bicubic, pictures = {}, []
     for lr, hr, name in test_set:
         lr, hr_pixels = (image.permute(1, 2, 0).numpy() for image in (lr, hr))
@@ -111,9 +115,8 @@ def make_report(args) -> None:
         images = {
             "LR": np.kron(lr, np.ones((scale, scale, 1), np.uint8)),
             f"bicubic\n{score(bicubic[name])}": enlarged,
-            f"KRGN, folded\n{score(folded[name])}": read_image(
-                Path(args.dir_experiment) / args.folded / f"results-{NAME}" / f"{name}_x{scale}_SR.png"
-            ),
+            f"the demo's KRGN\n{score(scores[folded][name])}": read_image(result(folded, name, scale)),
+            f"KRGN_x{scale}\n{score(scores[released][name])}": read_image(result(released, name, scale)),
             "HR": hr_pixels,
         }
         left, top = CROPS[name]
@@ -123,10 +126,16 @@ def make_report(args) -> None:
 
     print(f"\n{NAME}, {len(test_set)} held-out photographs, x{scale} ({protocol(options)})\n")
     print(f"  {'':22}{'PSNR (dB)':>12}{'SSIM':>10}")
-    for label, scores in {"bicubic": bicubic, "KRGN, training form": trained, "KRGN, folded": folded}.items():
-        psnr, ssim = np.mean(list(scores.values()), axis=0)
+    methods = {"bicubic": bicubic, "KRGN, training form": trained, "KRGN, folded": scores[folded]}
+    for label, rows in (methods | {f"KRGN_x{scale}, released": scores[released]}).items():
+        psnr, ssim = np.mean(list(rows.values()), axis=0)
         print(f"  {label:22}{psnr:12.4f}{ssim:10.4f}")
     print(f"\n  crops            {args.out}")
+
+
+def result(folder: Path, name: str, scale: int) -> Path:
+    """The SR image that a test with --save_results wrote."""
+    return folder / f"results-{NAME}" / f"{name}_x{scale}_SR.png"
 
 
 def score(psnr_and_ssim: tuple[float, float]) -> str:
