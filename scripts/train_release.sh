@@ -5,35 +5,38 @@
 #
 # DIR is a set in DIV2K's shape or a folder of HR images; benchmark/Kodak24 beside it validates, and Set5 and Set14 are
 # tested at the end. Stopped at any moment, it goes on when it is started again. With a GPU it trains in bf16, compiled,
-# for days; without one, for hours.
+# for days; without one, for hours. What is released there, and is in git, it replaces.
 set -euo pipefail
+refuse() {
+    echo "error: $*" >&2
+    exit 2
+}
 usage="usage: train_release.sh 2|3|4 [--data DIR] [training flags]"
 scale="${1:-}"
-case "$scale" in 2 | 3 | 4) shift ;; *) echo "error: got scale '$scale', expected 2, 3 or 4; $usage" >&2; exit 2 ;; esac
-data=""
+case "$scale" in 2 | 3 | 4) shift ;; *) refuse "got scale '$scale', expected 2, 3 or 4; $usage" ;; esac
+case " $* " in *" --dir_experiment"* | *" --save "* | *" --load "*)
+    refuse "runs and results have their places in experiment/: drop --dir_experiment, --save and --load; $usage" ;;
+esac
+named="$(dirname "${BASH_SOURCE[0]}")/../dataset/DIV2K"
 if [ "${1:-}" = --data ]; then
-    [ -n "${2:-}" ] || { echo "error: --data needs a folder; $usage" >&2; exit 2; }
-    data="$(cd "$2" 2>/dev/null && pwd)" || { echo "error: --data $2: there is no such folder" >&2; exit 2; }
+    [ -n "${2:-}" ] || refuse "--data needs a folder; $usage"
+    named="$2"
     shift 2
 fi
-case " $* " in *" --dir_experiment"* | *" --save "* | *" --load "*)
-    echo "error: runs and results have their places in experiment/: drop --dir_experiment, --save and --load; $usage" >&2
-    exit 2 ;;
-esac
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
-data="${data:-$ROOT/dataset/DIV2K}"
-name="KRGN_x$scale" run="train_KRGN_x$scale"
-released="$ROOT/experiment/$name"
+data="$(cd "$named" 2>/dev/null && pwd)" || refuse "$named: there is no such folder: name the training images with --data"
 sets=(Set5 Set14 Kodak24)
 for set in "${sets[@]}"; do
     folder="$(dirname "$data")/benchmark/$set"
-    [ -d "$folder" ] || { echo "error: $folder: there is no such folder: the README says under Data how sets come there" >&2; exit 2; }
+    [ -d "$folder" ] || refuse "$folder: there is no such folder: the README says under Data how sets come there"
 done
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
+name="KRGN_x$scale" run="train_KRGN_x$scale"
+released="$ROOT/experiment/$name"
 cd "$ROOT/src"
 
 start=()
 if [ "$scale" != 2 ]; then
-    [ -f "$ROOT/experiment/KRGN_x2/model/model_best.pt" ] || { echo "error: x$scale starts from x2's weights: run train_release.sh 2 first" >&2; exit 2; }
+    [ -f "$ROOT/experiment/KRGN_x2/model/model_best.pt" ] || refuse "x$scale starts from x2's weights: train 2 first"
     start=(--pre_train KRGN_x2)
 fi
 if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
