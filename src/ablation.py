@@ -7,6 +7,7 @@ Every arm is trained by main.py with the same data, rate and schedule, from ever
     plain                      the network without recalibration
     plain, same time           likewise, for as many more steps as recalibrated kernels would cost in time
     recalibrated               basis and transforms trained together from scratch
+    …, twice the rate          both: whether recalibration does no more than a higher rate would
     plain, then plain          two stages of half the steps; the control of the next two
     plain, then frozen         RefConv's recipe: transforms over the kernels of a plain first half, which are frozen
     plain, then recalibrated   likewise, and the basis is trained on
@@ -31,7 +32,7 @@ from errors import UserError
 from errors import run as run_program
 from model.krgn import KRGN
 from optimisation import make_optimizer
-from option import Parser, parse_args, whole_number
+from option import Parser, number, parse_args, whole_number
 from tables import as_text, write_all
 from utility import choose_device, git_commit, keep_memory, processor, timed, write_bytes
 
@@ -48,12 +49,14 @@ PLAIN, FROZEN, TRAINED = (
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of main.py: its name, flags, share of the steps, and the stage whose weights it starts from."""
+    """A run of main.py: its name, flags, share of the steps, the stage whose weights it starts from, and its rate over
+    that of the others."""
 
     name: str
     flags: tuple[str, ...]
     share: float
     after: "Stage | None" = None
+    rate: float = 1
 
 
 def arms(cost: float) -> dict[str, Stage]:
@@ -63,6 +66,8 @@ def arms(cost: float) -> dict[str, Stage]:
         "plain": Stage("plain", PLAIN, 1),
         "plain, same time": Stage("plain_same_time", PLAIN, cost),
         "recalibrated": Stage("recalibrated", TRAINED, 1),
+        "plain, twice the rate": Stage("plain_twice_rate", PLAIN, 1, rate=2),
+        "recalibrated, twice the rate": Stage("recalibrated_twice_rate", TRAINED, 1, rate=2),
         "plain, then plain": Stage("then_plain", PLAIN, 0.5, first),
         "plain, then frozen": Stage("then_frozen", FROZEN, 0.5, first),
         "plain, then recalibrated": Stage("then_recalibrated", TRAINED, 0.5, first),
@@ -72,16 +77,18 @@ def arms(cost: float) -> dict[str, Stage]:
 def build_parser() -> Parser:
     """The command line of this program."""
     parser = Parser(prog="ablation.py", description="Plain against recalibrated kernels, over several seeds.")
-    number = whole_number(1)
+    count = whole_number(1)
     parser.add_argument("--dir_data", required=True, metavar="DIR", help="folder of the data sets")
     parser.add_argument("--data_train", default="DIV2K", metavar="A", help="training set (default DIV2K)")
     parser.add_argument("--data_test", default="Kodak24", metavar="A", help="set that is scored (default Kodak24)")
-    parser.add_argument("--scale", type=number, default=2, metavar="S", help="upscaling factor (default 2)")
-    parser.add_argument("--n_feats", type=number, default=32, metavar="N", help="feature channels (default 32)")
-    parser.add_argument("--n_resgroups", type=number, default=2, metavar="N", help="PMRB blocks (default 2)")
-    parser.add_argument("--batch_size", type=number, default=8, metavar="N", help="patches a batch (default 8)")
-    parser.add_argument("--patch_size", type=number, default=64, metavar="PIXELS", help="HR patch (default 64)")
-    parser.add_argument("--lr", default="1e-3", metavar="RATE", help="first learning rate (default 1e-3)")
+    parser.add_argument("--scale", type=count, default=2, metavar="S", help="upscaling factor (default 2)")
+    parser.add_argument("--n_feats", type=count, default=32, metavar="N", help="feature channels (default 32)")
+    parser.add_argument("--n_resgroups", type=count, default=2, metavar="N", help="PMRB blocks (default 2)")
+    parser.add_argument("--batch_size", type=count, default=8, metavar="N", help="patches a batch (default 8)")
+    parser.add_argument("--patch_size", type=count, default=64, metavar="PIXELS", help="HR patch (default 64)")
+    parser.add_argument(
+        "--lr", type=number(above=0), default=1e-3, metavar="RATE", help="first learning rate (default 1e-3)"
+    )
     parser.add_argument("--steps", type=whole_number(8), default=2000, metavar="N", help="of an arm (default 2000)")
     parser.add_argument("--seeds", type=whole_number(2), default=3, metavar="N", help="seeds 1 to N (default 3)")
     parser.add_argument("--n_threads", default="1", metavar="N", help="processes that load data (default 1)")
@@ -183,7 +190,8 @@ def train(args, stage: Stage, seed: int) -> None:
     else:
         command += ["--save", name, "--seed", str(seed), "--scale", str(args.scale), *stage.flags]
         command += ["--data_train", args.data_train, "--data_test", args.data_test, "--no_tensorboard"]
-        command += ["--batch_size", str(args.batch_size), "--patch_size", str(args.patch_size), "--lr", args.lr]
+        command += ["--batch_size", str(args.batch_size), "--patch_size", str(args.patch_size)]
+        command += ["--lr", str(args.lr * stage.rate)]
         command += ["--schedule", "cosine", "--warmup", "50", "--epochs", str(EPOCHS)]
         command += ["--test_every", str(max(1, round(args.steps * stage.share / EPOCHS)))]
         if stage.after is None:
@@ -234,7 +242,7 @@ def summary(args, costs: dict[str, float]) -> tuple[dict, dict[str, list[float]]
     patches = f"{args.batch_size} patches of {args.patch_size // args.scale}x{args.patch_size // args.scale} LR pixels"
     notes = [
         f"KRGN x{args.scale}, {args.n_feats} features, {args.n_resgroups} blocks; {patches} of {args.data_train} a "
-        f"step; rate {args.lr}, falling to 0 along half a cosine in each stage",
+        f"step; rate {args.lr:g}, falling to 0 along half a cosine in each stage",
         f"PSNR of Y on {args.data_test} after the last epoch; mean and standard deviation over {args.seeds} seeds",
         "over plain: difference from the plain run of the same seed",
         f"step times: {costs['recalibrated']:.3f} recalibrated, {costs['frozen']:.3f} over a frozen basis, plain = 1, "

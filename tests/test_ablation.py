@@ -23,7 +23,7 @@ def flags(small_set, *more) -> list[str]:
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """main.py is called, not started: fourteen starts would take most of a minute. Returns the command lines."""
+    """main.py is called, not started: eighteen starts would take most of a minute. Returns the command lines."""
     commands = []
 
     def run(command, **_):
@@ -38,7 +38,11 @@ def in_this_process(monkeypatch):
 
 def test_every_arm_is_trained_and_counted(small_set, in_this_process, capsys):
     ablation.main(flags(small_set, "--out", str(small_set / "table")))
-    assert len(in_this_process) == 2 * 7  # six arms, and the first half that three of them share
+    assert len(in_this_process) == 2 * 9  # eight arms, and the first half that three of them share
+    rates = {words[words.index("--save") + 1]: words[words.index("--lr") + 1] for words in in_this_process}
+    assert {name for name, rate in rates.items() if rate == "0.002"} == {
+        f"{kernels}_twice_rate_{seed}" for kernels in ("plain", "recalibrated") for seed in (1, 2)
+    }
     table = json.loads((small_set / "table.json").read_text())
     rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["rows"]}
     costs = json.loads((small_set / "runs/ablation.json").read_text())["costs"]
