@@ -111,6 +111,7 @@ class Trainer:
         self.optimizer = make_optimizer(args, network)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "half")
         self.average = make_average(network, args.ema)
+        self.averaged = torch.zeros((), dtype=torch.float64, device=device)  # steps in it
 
         self.epoch = 0  # epochs that are complete, validation included
         self.batch = 0  # batches done in the epoch after that
@@ -296,7 +297,8 @@ class Trainer:
             step_if(good, self.critic_optimizer)
         self.scaler.update()  # half precision: a smaller scale for the next batch if a gradient overflowed
         if self.average is not None:
-            update_average(self.average, self.network, args.ema, good)
+            self.averaged += good
+            update_average(self.average, self.network, args.ema, good, self.averaged)
         return torch.cat((good[None].double(), events, values, norms))
 
     def _limit(self) -> float:
@@ -454,6 +456,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else {},
+            "averaged": self.averaged.item(),
             "discriminator": self.adversary.discriminator.state_dict() if self.adversary else {},
             "discriminator's optimizer": self.critic_optimizer.state_dict() if self.adversary else {},
             "progress": {name: getattr(self, name) for name in self._PROGRESS},
@@ -477,6 +480,8 @@ class Trainer:
             average = {name.removeprefix("module."): value for name, value in state["average"].items()}
             average.pop("n_averaged", None)
             self.average.load_state_dict(average)
+            # States of before did not count, and had the initial weights in their average: it goes on as it was.
+            self.averaged.fill_(state.get("averaged", math.inf))
         if self.adversary:
             self.adversary.discriminator.load_state_dict(state["discriminator"])
             self.critic_optimizer.load_state_dict(state["discriminator's optimizer"])

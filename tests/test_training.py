@@ -88,16 +88,23 @@ def test_an_overridden_rate_counts_from_the_resume_on(small_set):
 # --- averaged weights ---
 
 
-def test_average_is_the_recursion():
+def test_average_is_over_the_steps_made_and_not_the_initial_weights():
     network = KRGN(scale=2, n_feats=8, n_resgroups=1)
     average = make_average(network, 0.9)
     got, now = (net.body[0].blocks[0].conv_acts[0][0].transform for net in (average, network))
-    expected = now.detach().clone()
-    for good in (True, True, False, True):
+    steps, seen = torch.zeros((), dtype=torch.float64), []
+    for good in (False, True, True, False, True):
         randomise(network, 0.5)
-        update_average(average, network, 0.9, torch.tensor(good))
-        expected = 0.9 * expected + 0.1 * now.detach() if good else expected
-    assert torch.allclose(got, expected, atol=1e-6)
+        steps += good
+        update_average(average, network, 0.9, torch.tensor(good), steps)
+        seen += [now.detach().clone()] * good
+        expected = sum(0.9**k * weights for k, weights in enumerate(reversed(seen)))
+        assert torch.allclose(got, expected / sum(0.9**k for k in range(len(seen))) if seen else got, atol=1e-6)
+    assert torch.isfinite(got).all()
+    # One that began long ago: the plain recursion.
+    before = got.detach().clone()
+    update_average(average, network, 0.9, torch.tensor(True), torch.tensor(torch.inf, dtype=torch.float64))
+    assert torch.allclose(got, 0.9 * before + 0.1 * now, atol=1e-6)
     assert make_average(network, 0) is None
 
 
@@ -124,6 +131,7 @@ def test_a_state_with_the_names_of_torchs_average_goes_on(small_set):
     launch(*small_run(small_set, "--ema", "0.8", "--epochs", "1"))
     state = load_tensors(folder / "state.pt")
     named = {f"module.{name}": tensor for name, tensor in state["average"].items()}
+    del state["averaged"]
     save_tensors(folder / "state.pt", state | {"average": named | {"n_averaged": torch.tensor(4)}})
     launch("--cpu", "--n_threads", "0", "--load", "small", "--dir_experiment", folder.parent, "--epochs", "2")
     assert len(history(folder)) == 2
