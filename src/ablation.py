@@ -7,7 +7,7 @@ Every arm is trained by main.py with the same data, rate and schedule, from ever
     plain                      the network without recalibration
     plain, same time           likewise, for as many more steps as recalibrated kernels would cost in time
     recalibrated               basis and transforms trained together from scratch
-    …, twice the rate          both: whether recalibration does no more than a higher rate would
+    …, rate x2, x4, x8         both: whether recalibration does no more than a higher rate would
     plain, then plain          two stages of half the steps; the control of the next two
     plain, then frozen         RefConv's recipe: transforms over the kernels of a plain first half, which are frozen
     plain, then recalibrated   likewise, and the basis is trained on
@@ -38,6 +38,7 @@ from utility import choose_device, git_commit, keep_memory, processor, timed, wr
 
 SRC = Path(__file__).resolve().parent
 EPOCHS = 4  # validations of a stage
+RATES = (2, 4, 8)  # times --lr, tried beside it
 # What all runs of a comparison share.
 SETTINGS = ("data_train", "data_test", "scale", "n_feats", "n_resgroups", "batch_size", "patch_size", "lr", "steps")
 PLAIN, FROZEN, TRAINED = (
@@ -62,12 +63,16 @@ class Stage:
 def arms(cost: float) -> dict[str, Stage]:
     """Title -> the last stage of each arm, `cost` being the time of a recalibrated step over that of a plain one."""
     first = Stage("first", PLAIN, 0.5)
+    higher = {
+        f"{kernels}, rate x{rate}": Stage(f"{kernels}_rate_x{rate}", flags, 1, rate=rate)
+        for rate in RATES
+        for kernels, flags in (("plain", PLAIN), ("recalibrated", TRAINED))
+    }
     return {
         "plain": Stage("plain", PLAIN, 1),
         "plain, same time": Stage("plain_same_time", PLAIN, cost),
         "recalibrated": Stage("recalibrated", TRAINED, 1),
-        "plain, twice the rate": Stage("plain_twice_rate", PLAIN, 1, rate=2),
-        "recalibrated, twice the rate": Stage("recalibrated_twice_rate", TRAINED, 1, rate=2),
+        **higher,
         "plain, then plain": Stage("then_plain", PLAIN, 0.5, first),
         "plain, then frozen": Stage("then_frozen", FROZEN, 0.5, first),
         "plain, then recalibrated": Stage("then_recalibrated", TRAINED, 0.5, first),

@@ -33,6 +33,7 @@ def in_this_process(monkeypatch):
 
     monkeypatch.setattr(ablation, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(ablation, "EPOCHS", 1)
+    monkeypatch.setattr(ablation, "RATES", (2,))
     return commands
 
 
@@ -41,7 +42,7 @@ def test_every_arm_is_trained_and_counted(small_set, in_this_process, capsys):
     assert len(in_this_process) == 2 * 9  # eight arms, and the first half that three of them share
     rates = {words[words.index("--save") + 1]: words[words.index("--lr") + 1] for words in in_this_process}
     assert {name for name, rate in rates.items() if rate == "0.002"} == {
-        f"{kernels}_twice_rate_{seed}" for kernels in ("plain", "recalibrated") for seed in (1, 2)
+        f"{kernels}_rate_x2_{seed}" for kernels in ("plain", "recalibrated") for seed in (1, 2)
     }
     table = json.loads((small_set / "table.json").read_text())
     rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["rows"]}
