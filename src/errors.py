@@ -57,6 +57,15 @@ def pending() -> int | None:
     return _Signals.pending
 
 
+def says_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that there was no memory. torch has a class for it only where its own allocator on a
+    GPU gives up; elsewhere only words say it, which "illegal memory access" must not be taken for."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point and ends the process as its user expects.
 
@@ -77,10 +86,7 @@ def run(main: Callable[[], None]) -> None:
         print(f"interrupted by {interruption}", file=sys.stderr)
         sys.exit(128 + interruption.signum)
     except (RuntimeError, MemoryError) as error:
-        # torch's own class on a GPU; on a CPU only the allocator's words.
-        words = ("can't allocate memory", "not enough memory")
-        out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        if not out_of_memory and not any(word in str(error) for word in words):
+        if not says_out_of_memory(error):
             raise
         reason = (str(error).splitlines() or ["MemoryError"])[0]
         sys.exit(

@@ -19,7 +19,7 @@ import metrics
 import parallel
 from data.image import write_png
 from data.srdata import TestSet
-from errors import UserError
+from errors import UserError, says_out_of_memory
 from experiment import Experiment
 from metrics import perceptual_metrics, psnr_ssim, quantise, smallest_scored
 from model import inference, tiling
@@ -181,7 +181,7 @@ def runner(network: nn.Module, test_set: TestSet, rgb_range: float, *, chop: boo
             try:
                 return network(image)
             except (MemoryError, RuntimeError) as error:
-                if not inference.says_out_of_memory(error):
+                if not says_out_of_memory(error):
                     raise
                 reason = "does not fit into memory"
         log.info("an image of %s pixels %s: running tiles of %d instead (--tile)", _size(image), reason, AUTO_TILE)

@@ -123,7 +123,8 @@ class Trainer:
         self.best: dict = {}
         self.history: list[dict] = []
         self.skipped: list[dict] = []  # batches that never reached the weights, and why
-        self.in_a_row = 0  # how many of them came last: while it is not 0 the weights are suspect, and are not saved
+        self.in_a_row = 0  # how many of them came last
+        self.suspect = False  # whether the weights may be why: then they are not saved
         self.n_images = len(train_set)
         if state is not None:
             self._restore(state)
@@ -337,9 +338,10 @@ class Trainer:
                 self.sums = [total + value for total, value in zip(self.sums, values, strict=True)]
                 self.norms += norms[0]
                 self.counted += 1
-                self.in_a_row = 0
+                self.in_a_row, self.suspect = 0, False
                 continue
             self.in_a_row += 1
+            self.suspect = self.suspect or not self._overflowed(values, norms)
             reason = self._why_skipped(values, norms)
             self._book_skipped(told.batch, reason, told.names, alone)
             if self.in_a_row == MAX_SKIPPED:
@@ -354,6 +356,12 @@ class Trainer:
             self._read(alone=alone)
             raise errors.Interrupted(errors.pending() or errors.SIGTERM)
         return overdue
+
+    def _overflowed(self, values: list[float], norms: list[float]) -> bool:
+        """Whether only the gradient of a half-precision batch is not finite: its scale was too large, as it is at the
+        start and whenever it has grown, and the next one's is smaller. That says nothing against the weights."""
+        overflow = self.scaler.is_enabled() and not math.isfinite(norms[0])
+        return overflow and all(map(math.isfinite, (*values, *norms[1:])))
 
     def _why_skipped(self, values: list[float], norms: list[float]) -> str:
         loss = sum(values[: len(self.args.loss)])
@@ -419,7 +427,7 @@ class Trainer:
             name = self.test_sets[self.best_set].name
             log.info("[epoch %d] best so far: PSNR %.3f dB on %s, epoch %d", epoch, best["psnr"], name, best["epoch"])
 
-        if parallel.is_main() and self.in_a_row:
+        if parallel.is_main() and self.suspect:
             log.info("[epoch %d] not saved: its last %d batches were skipped", epoch, self.in_a_row)
         elif parallel.is_main():
             weights = "raw" if self.average is None else "averaged"
@@ -436,12 +444,12 @@ class Trainer:
             self.last_loss = losses["loss"]
         self.batch, self.sums, self.norms, self.counted, self.seconds = 0, [0.0] * len(self.sums), 0.0, 0, 0.0
         self._save_state()
-        if self.args.save_models and parallel.is_main() and not self.in_a_row:
+        if self.args.save_models and parallel.is_main() and not self.suspect:
             self.experiment.keep_state(epoch)
 
     def _save_state(self) -> bool:
         """Saves the state, unless the weights are suspect; returns whether it did."""
-        saved = parallel.is_main() and not self.in_a_row
+        saved = parallel.is_main() and not self.suspect
         if saved:
             self.experiment.save_state(self._state())
         self.saved_at = time.monotonic()
@@ -464,7 +472,7 @@ class Trainer:
                 "python": random.getstate(),
                 "numpy": (version, keys.tolist(), position, has_gauss, gauss),
                 "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+                "cuda": [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [],
             },
         }
 
@@ -474,7 +482,8 @@ class Trainer:
     def _restore(self, state: dict) -> None:
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty after a run of another precision
+            self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             # States of before had the names of torch's AveragedModel.
             average = {name.removeprefix("module."): value for name, value in state["average"].items()}
@@ -495,20 +504,23 @@ class Trainer:
         random.setstate(state["random"]["python"])
         np.random.set_state(state["random"]["numpy"])
         torch.set_rng_state(state["random"]["torch"])
-        # Another machine may have another number of GPUs; nothing random runs on them but the initialisation.
-        for index, generator in enumerate(state["random"]["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(generator, index)
+        # One GPU's: all processes draw alike, as they were seeded alike.
+        if state["random"]["cuda"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random"]["cuda"][0], self.device)
         if self.args.resume:
             self.experiment.restore_best(self.best.get("epoch"))
 
 
 def compiled(network: nn.Module, args, device: torch.device) -> nn.Module:
-    """The network compiled, tried on one batch; the network itself, with a line in the log, where torch cannot."""
+    """The network compiled, tried on a batch like those to come; the network itself, with a line in the log, where
+    torch cannot."""
     side = args.patch_size // args.scale
+    n = math.ceil(args.batch_size / parallel.world_size() / args.split_batch)
+    batch = torch.zeros(n, args.n_colors, side, side, device=device).contiguous(memory_format=torch.channels_last)
     try:
         fast = torch.compile(network)
         tried = InPrecision(fast, device, args.precision)
-        tried(torch.zeros(1, args.n_colors, side, side, device=device)).sum().backward()
+        tried(batch).sum().backward()
     except Exception as error:  # whatever the compiler's many layers raise
         log.warning(
             "--compile: torch cannot compile here (%s): training goes on uncompiled", str(error).splitlines()[0]

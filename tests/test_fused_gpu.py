@@ -160,6 +160,7 @@ def test_a_network_on_the_gpu_is_that_on_the_cpu(groups):
 def test_autocast_and_compile_run_the_kernels():
     torch.manual_seed(0)
     network, x = KRGN(scale=2, n_resgroups=1).cuda(), torch.rand(1, 3, 16, 24, device="cuda") * 255
+    assert fused.available_on_gpu()
     with torch.no_grad():
         expected = network(x)
         with torch.autocast("cuda", dtype=torch.bfloat16):

@@ -501,11 +501,12 @@ def test_published_cfgn_scores(shared, tmp_path, capsys):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["single", "half", "bf16"])
-def test_training_on_a_gpu(small_set, precision):
+@pytest.mark.parametrize("more", [(), ("--precision", "half"), ("--precision", "bf16", "--compile")], ids=" ".join)
+def test_training_on_a_gpu(small_set, more):
+    """With features enough for the fused kernels, and batches enough for half precision to find its scale."""
     experiments = small_set.parent / "experiment"
-    flags = [flag for flag in small_run(small_set, "--precision", precision) if flag != "--cpu"]
-    launch(*flags, "--epochs", "3", "--n_threads", "2")
+    flags = [flag for flag in small_run(small_set, *more) if flag != "--cpu"]
+    launch(*flags, "--epochs", "3", "--n_threads", "2", "--n_feats", "16", "--test_every", "20")
     rows = history(experiments / "small")
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     launch("--load", "small", "--epochs", "4", "--dir_experiment", experiments)

@@ -102,6 +102,7 @@ MISTAKES = {
     "--data_test Set5+": ("--data_test",),
     "--data_test Set5+Set5": ("--data_test", "twice"),
     "--n_GPUs 0": ("--n_GPUs",),
+    "--n_GPUs 2 --compile": ("--compile", "--n_GPUs 2", "torchrun"),
     "--batch_size 4 --split_batch 8": ("--split_batch 8", "--batch_size 4"),
     "--kernels plain --basis frozen": ("--basis frozen", "--kernels plain"),
     "--load a --reset": ("--reset", "--load"),

@@ -127,6 +127,13 @@ def test_all_kernels_at_once_are_those_of_each_layer():
     assert all(module.computed is None for module in network.modules() if isinstance(module, RecConv))
 
 
+def test_kernels_are_those_of_the_fold_under_autocast():
+    layer = randomise(RecConv(8, 8, 3, padding=1, groups=8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer.kernel(), layer.fold().weight)
+    assert randomise(RecConv(8, 8, 3)).to("meta").kernel().shape == (8, 8, 3, 3)
+
+
 def test_kernels_of_a_pass_do_not_outlive_it():
     """Also after a pass that failed: the next one must not use kernels of other weights."""
     network = randomise(KRGN(scale=2, n_feats=8, n_resgroups=1)).eval()

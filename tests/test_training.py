@@ -237,6 +237,27 @@ def test_half_precision_has_a_scaler_and_float_weights(small_set):
     assert load_tensors(folder / "state.pt")["scaler"]["scale"] > 0
 
 
+def test_an_overflow_of_half_precision_says_nothing_against_the_weights(small_set):
+    """The first scale is too large, as always: the batch is skipped, and what is there is saved all the same."""
+    folder = small_set.parent / "experiment/small"
+    launch(*small_run(small_set, "--precision", "half", "--epochs", "1", "--test_every", "1"))
+    assert [row["skipped"] for row in history(folder)] == ["1"]
+    assert "gradient's norm is inf" in (folder / "skipped.csv").read_text()
+    assert (folder / "model/model_best.pt").is_file()
+    state = load_tensors(folder / "state.pt")
+    assert (state["progress"]["epoch"], state["scaler"]["scale"]) == (1, 2**15)
+
+
+def test_a_run_may_go_on_in_another_precision(small_set):
+    folder = small_set.parent / "experiment"
+    launch(*small_run(small_set, "--epochs", "1", "--test_every", "1"))
+    again = ("--load", "small", "--dir_experiment", folder, "--override", "precision", "--epochs")
+    launch(*again, "2", "--precision", "half")
+    assert load_tensors(folder / "small/state.pt")["scaler"]["scale"] > 0
+    launch(*again, "3", "--precision", "single")
+    assert len(history(folder / "small")) == 3
+
+
 # --- states saved at any moment ---
 
 
@@ -368,6 +389,24 @@ def test_compile_says_when_it_cannot(small_set, monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", fails)
     launch(*small_run(small_set, "--compile", "--epochs", "1"))
     assert "cannot compile here (no compiler here)" in capsys.readouterr().out
+
+
+def test_compile_tries_what_will_be_trained(small_set, monkeypatch):
+    """Another shape or another order in memory would be compiled a second time, without the net below."""
+    seen = []
+
+    def note(network, args):
+        if network.training:
+            seen.append((args[0].shape, args[0].stride()))
+
+    def compiles(network):
+        network.register_forward_pre_hook(note)
+        return network
+
+    monkeypatch.setattr(torch, "compile", compiles)
+    launch(*small_run(small_set, "--compile", "--epochs", "1", "--batch_size", "6", "--split_batch", "2"))
+    assert len(seen) > 2
+    assert set(seen) == {(torch.Size([3, 3, 12, 12]), (432, 1, 36, 3))}
 
 
 def test_other_processes_than_the_first_are_silent(monkeypatch, capsys):

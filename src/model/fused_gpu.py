@@ -157,7 +157,9 @@ def backward(
         _before_activation[grid](x, weight, bias, slope, grad, before[-1], shares, rate, *_shape(x), **sizes)
         total = shares.sum(0)
         of_weight = total[:taps].view(-1, TAPS, x.shape[1]).permute(2, 0, 1).reshape(weight.shape)
-        grads += [of_weight.to(weight.dtype).contiguous(), total[taps].to(bias.dtype), total[taps + 1].to(slope.dtype)]
+        # An operator's outputs must not share memory.
+        of_bias, of_slope = (total[taps + at].to(bias.dtype, copy=True) for at in (0, 1))
+        grads += [of_weight.to(weight.dtype).contiguous(), of_bias, of_slope]
     grad_x = torch.empty_like(x)
     grid, sizes = _layout("forward", x, parameters)
     _to_input[grid](*before, parameters[0], parameters[3], grad_x, *dilations, *_shape(x), **sizes)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from errors import says_out_of_memory
+
 Network = Callable[[torch.Tensor], torch.Tensor]
 
 CHOP_MARGIN = 10  # LR pixels that each quadrant reaches beyond the middle
@@ -47,13 +49,6 @@ def together(model: Network, images: list[torch.Tensor]) -> list[torch.Tensor]:
             if not says_out_of_memory(error):
                 raise
     return [model(image) for image in images]
-
-
-def says_out_of_memory(error: Exception) -> bool:
-    """Whether an exception means that there was no memory: torch has its own only for GPUs."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        type(error) is RuntimeError and "memory" in str(error)
-    )
 
 
 def _halves(size: int) -> list[tuple[int, int, int, int]]:

@@ -122,18 +122,20 @@ def recalibrated(layers: list[RecConv]) -> list[torch.Tensor]:
         weight = layer.weight
         alike[weight.shape, weight.stride(), layer.transform.shape, weight.dtype, weight.device].append(index)
     kernels: dict[int, torch.Tensor] = {}
-    for (shape, stride, (n, in_per_group, size, _), _, _), indices in alike.items():
+    for (shape, stride, (n, in_per_group, size, _), _, device), indices in alike.items():
         basis = torch.stack([layers[index].weight.reshape(n, *shape[2:]) for index in indices])
         transforms = torch.stack([layers[index].transform for index in indices])
-        if in_per_group == 1:
-            image = basis.reshape(1, -1, *shape[2:])
-            recalibration = F.conv2d(image, transforms.flatten(0, 1), padding=size // 2, groups=image.shape[1])
-        else:
-            patches = F.unfold(basis, size, padding=size // 2)  # (layers, n * size^2, K * K)
-            recalibration = torch.bmm(
-                transforms.reshape(-1, in_per_group, in_per_group * size**2),
-                patches.reshape(-1, in_per_group * size**2, patches.shape[2]),
-            )
+        # What is trained is what is folded, whatever the precision of the rest; the type "meta" has no autocast.
+        with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
+            if in_per_group == 1:
+                image = basis.reshape(1, -1, *shape[2:])
+                recalibration = F.conv2d(image, transforms.flatten(0, 1), padding=size // 2, groups=image.shape[1])
+            else:
+                patches = F.unfold(basis, size, padding=size // 2)  # (layers, n * size^2, K * K)
+                recalibration = torch.bmm(
+                    transforms.reshape(-1, in_per_group, in_per_group * size**2),
+                    patches.reshape(-1, in_per_group * size**2, patches.shape[2]),
+                )
         together = (basis + recalibration.reshape(basis.shape)).reshape(-1, *shape)
         if stride[1] == 1 and stride[3] == shape[1]:
             # Channels last: for kernels that lie otherwise torch may take an algorithm that rounds otherwise.
