@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # Tests x4 weights by the published protocol: bash scripts/test_x4.sh KRGN_x4|FILE [further flags]
+# All five sets must be there; --data_test Set5+Set14 tests these alone.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 [ $# -ge 1 ] || fail "name the weights: bash scripts/test_x4.sh KRGN_x4, or a file"
 weights="$1"
-[ "$weights" = KRGN_x4 ] || weights="$(realpath "$weights")"
 shift
-cd "$ROOT/src"
-"$PYTHON" -u main.py --test_only --scale 4 --pre_train "$weights" --chop --save test_x4 --save_results \
+"$PYTHON" -u "$ROOT/src/main.py" --test_only --scale 4 --pre_train "$weights" --chop --save test_x4 --save_results \
     --data_test Set5+Set14+B100+Urban100+Manga109 "$@"

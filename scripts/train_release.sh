@@ -14,15 +14,15 @@ refuse() {
 usage="usage: train_release.sh 2|3|4 [--data DIR] [training flags]"
 scale="${1:-}"
 case "$scale" in 2 | 3 | 4) shift ;; *) refuse "got scale '$scale', expected 2, 3 or 4; $usage" ;; esac
-case " $* " in *" --dir_experiment"* | *" --save "* | *" --load "*)
+case " $* " in *" --dir_experiment"[\ =]* | *" --save"[\ =]* | *" --load"[\ =]*)
     refuse "runs and results have their places in experiment/: drop --dir_experiment, --save and --load; $usage" ;;
 esac
 named="$(dirname "${BASH_SOURCE[0]}")/../dataset/DIV2K"
-if [ "${1:-}" = --data ]; then
-    [ -n "${2:-}" ] || refuse "--data needs a folder; $usage"
-    named="$2"
-    shift 2
-fi
+case "${1:-}" in
+    --data) named="${2:-}" && shift && shift || refuse "--data needs a folder; $usage" ;;
+    --data=*) named="${1#--data=}" && shift ;;
+esac
+[ -n "$named" ] || refuse "--data needs a folder; $usage"
 data="$(cd "$named" 2>/dev/null && pwd)" || refuse "$named: there is no such folder: name the training images with --data"
 sets=(Set5 Set14 Kodak24)
 for set in "${sets[@]}"; do

@@ -2,7 +2,6 @@
 # Trains KRGN x4 on DIV2K in dataset/ and validates on Set5. Further flags are passed on: bash scripts/train_x4.sh --cpu
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
-cd "$ROOT/src"
-"$PYTHON" -u main.py --model KRGN --scale 4 --n_feats 64 --n_resgroups 9 --act lrelu --dilation 3 \
+"$PYTHON" -u "$ROOT/src/main.py" --model KRGN --scale 4 --n_feats 64 --n_resgroups 9 --act lrelu --dilation 3 \
     --data_train DIV2K --data_range 1-800/801-810 --data_test Set5 --batch_size 64 --patch_size 256 \
-    --lr 0.0005 --decay 200-400-600-800-1000-1200 --epochs 1400 --n_threads 8 --chop --save krgn_x4 "$@"
+    --lr 0.0005 --decay 200-400-600-800-1000-1200 --epochs 1400 --n_threads 8 --chop --save my_krgn_x4 "$@"

@@ -1,9 +1,22 @@
 #!/usr/bin/env bash
 # RefConv's recipe: train plain kernels, then recalibrate them over the frozen basis. Further flags go to both stages.
+# Stopped at any moment, it goes on when it is started again.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
-cd "$ROOT/src"
-"$PYTHON" -u main.py --model KRGN --scale 4 --kernels plain --save krgn_x4_plain \
-    --data_train DIV2K --data_test Set5 --batch_size 64 --patch_size 256 --lr 0.0005 --decay 200-400-600 --epochs 800 "$@"
-"$PYTHON" -u main.py --model KRGN --scale 4 --recalibrate --pre_train ../experiment/krgn_x4_plain/model/model_best.pt --save krgn_x4 \
-    --data_train DIV2K --data_test Set5 --batch_size 64 --patch_size 256 --lr 0.0005 --decay 200-400-600 --epochs 800 "$@"
+
+begun() { [ -f "$ROOT/experiment/$1/state.pt" ]; }
+
+plain=my_krgn_x4_plain second=my_krgn_x4_second
+if begun "$plain"; then
+    "$PYTHON" -u "$ROOT/src/main.py" --load "$plain" "$@"
+else
+    "$PYTHON" -u "$ROOT/src/main.py" --model KRGN --scale 4 --kernels plain --save "$plain" \
+        --data_train DIV2K --data_test Set5 --batch_size 64 --patch_size 256 --lr 0.0005 --decay 200-400-600 --epochs 800 "$@"
+fi
+if begun "$second"; then
+    "$PYTHON" -u "$ROOT/src/main.py" --load "$second" "$@"
+else
+    "$PYTHON" -u "$ROOT/src/main.py" --model KRGN --scale 4 --recalibrate --save "$second" \
+        --pre_train "$ROOT/experiment/$plain/model/model_best.pt" \
+        --data_train DIV2K --data_test Set5 --batch_size 64 --patch_size 256 --lr 0.0005 --decay 200-400-600 --epochs 800 "$@"
+fi

@@ -33,7 +33,7 @@ from errors import run as run_program
 from model.krgn import KRGN
 from optimisation import make_optimizer
 from option import Parser, number, parse_args, whole_number
-from tables import as_text, write_all
+from tables import as_text, refuse_foreign, write_all
 from utility import choose_device, git_commit, keep_memory, processor, timed, write_bytes
 
 SRC = Path(__file__).resolve().parent
@@ -108,6 +108,8 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     """Trains what is missing and reports; `errors.run` says how failures end."""
     args = build_parser().parse_args(argv)
+    if args.out:
+        refuse_foreign(args.out)
     costs = agreed(args)
     plan = [
         (seed, stage)
@@ -133,9 +135,12 @@ def agreed(args) -> dict[str, float]:
     Raises:
         UserError: if the runs that are there were made with other settings.
     """
+    if args.patch_size % args.scale:
+        raise UserError(f"--patch_size {args.patch_size} is no multiple of --scale {args.scale}: change one of them")
     kept = Path(args.dir_experiment) / "ablation.json"
     settings = {name: getattr(args, name) for name in SETTINGS}
-    if not kept.exists():
+    begun = any(kept.parent.glob("*/state.pt"))
+    if not kept.exists() or not begun:
         write_bytes(kept, json.dumps({"settings": settings, "costs": measured_costs(args)}, indent=1).encode())
     found = json.loads(kept.read_text())
     for name, value in settings.items():

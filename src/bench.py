@@ -44,7 +44,7 @@ from model.recalibration import RecConv, fold
 from optimisation import make_optimizer
 from option import Parser, parse_args, whole_number
 from option import build_parser as training_parser
-from tables import as_text, write_all
+from tables import as_text, refuse_foreign, write_all
 from utility import git_commit, keep_memory, processor, timed
 
 SCALE = 4
@@ -149,7 +149,8 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     """Runs the cases in turn and prints the table; `errors.run` says how failures end."""
     args = build_parser().parse_args(argv)
-
+    if args.out:
+        refuse_foreign(args.out)
     if args.command == "test" and not args.dir_data:
         args.dir_data = training_parser().get_default("dir_data")
     device = "cpu" if args.cpu else args.device or ("cuda" if torch.cuda.is_available() else "cpu")

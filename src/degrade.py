@@ -47,6 +47,8 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     """Draws the figure; `errors.run` says how failures end."""
     args = build_parser().parse_args(argv)
+    if not args.out.lower().endswith(".png"):
+        raise UserError(f"--out {args.out}: expected a PNG file: give a name that ends in .png")
     hr = read_image(Path(args.image))
     if min(hr.shape[:2]) < args.scale:
         raise UserError(f"{args.image}: {hr.shape[1]}x{hr.shape[0]} pixels are too few for x{args.scale}")

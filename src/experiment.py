@@ -64,7 +64,7 @@ class Experiment:
             if not self.state_path.is_file():
                 raise UserError(
                     f"--load {name}: {self.state_path} does not exist, so there is nothing to go on with: "
-                    f"check the name, or start the run with --save {name} --reset"
+                    f"check the name, or start the run with --save {name}"
                 )
             return
         if not self.folder.exists():
@@ -149,7 +149,11 @@ class Experiment:
                 f"epochs {', '.join(map(str, kept))} were kept" if kept else "none was kept (--save_models keeps them)"
             )
             raise UserError(f"--resume {epoch}: {path} does not exist; {there}: give one of those, or no --resume")
-        state = load_tensors(path)
+        try:
+            state = load_tensors(path)
+        except UserError as error:
+            latest = path.parent / ("model_latest.pt" if epoch else "model/model_latest.pt")
+            raise UserError(f"{error}, or start another run from the last weights with --pre_train {latest}") from None
         if not isinstance(state, dict) or not {"model", "options", "optimizer", "progress"} <= state.keys():
             raise UserError(f"{path}: is no state of a run, expected what main.py saved there: restore the file")
         return state

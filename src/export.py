@@ -110,18 +110,14 @@ def export(args) -> None:
     model, scale = model_of(checkpoint), trained.hyperparameters["scale"]
     stem = f"{model}_x{scale}"
     refuse_foreign(out, stem)
+    calibration, test = photographs(args.images, trained.hyperparameters)
 
     target = out / f"{stem}.safetensors"
     deviation = folded.write(source, target, **unseen)
     network = rebuild(unpack(load_tensors(target), str(target))).eval()
-    log.info(
-        "%s: %s parameters, %s in training form; largest difference %.1e of 255",
-        target,
-        f"{count_parameters(network):,}",
-        f"{count_parameters(trained):,}",
-        deviation,
-    )
-    calibration, test = photographs(args.images, trained.hyperparameters)
+    form = f", {count_parameters(trained):,} in training form" if checkpoint.recalibrated else ""
+    said = f"{count_parameters(network):,} parameters{form}"
+    log.info("%s: %s; largest difference %.1e of 255", target, said, deviation)
     files = {target.name: entry("safetensors", [target], {"max_error": deviation, "psnr_change": 0.0})}
     missed = []
     for name in tqdm(args.formats, desc="formats", disable=None, leave=False):

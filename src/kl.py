@@ -31,7 +31,7 @@ from model import MODELS
 from model.checkpoint import Checkpoint, model_of, rebuild, unpack
 from model.recalibration import fold
 from model.tiling import Tiles
-from option import Parser, weights_file
+from option import Parser, number, weights_file
 from utility import load_tensors, start_log, write_bytes
 
 log = logging.getLogger("krgn")
@@ -64,7 +64,7 @@ def build_parser() -> Parser:
         help="which of a block's convolutions, in order of execution; KRGN has 18, even ones dilated (default 1)",
     )
     parser.add_argument(
-        "--vmax", type=float, default=0.10, help="divergence at the dark end of the scale (default 0.10)"
+        "--vmax", type=number(above=0), default=0.10, help="divergence at the dark end of the scale (default 0.10)"
     )
     return parser
 
@@ -83,8 +83,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"--layer {args.layer}: a block has {len(sets[0])} convolutions: give a number from 1 to {len(sets[0])}"
         )
-    if not args.vmax > 0:
-        raise UserError(f"--vmax {args.vmax}: expected a divergence above 0, such as 0.1")
+    if len({(other.recalibrated, bool(other.facts.get("folded"))) for other in read}) > 1:
+        raise UserError("--pre_train: some files are in training form and others are not: give files of one form")
     if not checkpoint.recalibrated:
         folded = checkpoint.facts.get("folded")
         form = "is folded: its basis is gone" if folded else "has plain kernels: it has no basis"
@@ -165,19 +165,13 @@ def draw_field(network: nn.Module, out: Path) -> None:
 
 
 def draw_growth(read: list[Checkpoint], networks: list[nn.Module], out: Path) -> None:
-    """The mean divergence of all layers in each checkpoint.
-
-    Raises:
-        UserError: if some have a basis and others none.
-    """
+    """The mean divergence of all layers in each checkpoint; all are of one form."""
     found: list[dict[str, float]] = []
     for checkpoint, network in zip(read, networks, strict=True):
         blocks = range(1, count_blocks(network) + 1)
         layers = [layer for block in blocks for layer in kernel_sets(checkpoint, network, block)]
         rows = kernels_of(checkpoint, layers)
         found.append({row: float(np.mean([mean_divergence(kl_matrix(k).numpy()) for k in rows[row]])) for row in rows})
-    if len({tuple(row) for row in found}) > 1:
-        raise UserError("--pre_train: some files are in training form and others are not: give files of one form")
     epochs = [checkpoint.facts.get("epoch") for checkpoint in read]
     stated = all(isinstance(epoch, int) for epoch in epochs) and len(set(epochs)) == len(epochs)
     x, xlabel = (epochs, "epoch") if stated else (list(range(1, len(read) + 1)), "checkpoint")

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 from errors import UserError
@@ -17,16 +18,32 @@ def write_all(table: dict, stem: str) -> list[Path]:
     """Writes the table as stem.md, .csv, .json and .tex; returns the paths.
 
     Raises:
-        UserError: if there are such files of something else.
+        UserError: as `refuse_foreign`.
     """
+    refuse_foreign(stem)
     forms = {"md": as_markdown, "csv": as_csv, "json": as_json, "tex": as_latex}
     paths = [Path(f"{stem}.{suffix}") for suffix in forms]
-    there = [path for path in paths if path.exists()]
-    if there and not _is_ours(Path(f"{stem}.json")):
-        raise UserError(f"{there[0]}: exists and is no table of this program, so it is left alone: give another --out")
     for path, form in zip(paths, forms.values(), strict=True):
         write_bytes(path, form(table).encode())
     return paths
+
+
+def refuse_foreign(stem: str) -> None:
+    """Makes the table's folder; for programs to call before they measure for minutes.
+
+    Raises:
+        UserError: if there are files of something else in the way, or the folder cannot be written.
+    """
+    there = [path for path in (Path(f"{stem}.{suffix}") for suffix in ("md", "csv", "json", "tex")) if path.exists()]
+    if there and not _is_ours(Path(f"{stem}.json")):
+        raise UserError(f"{there[0]}: exists and is no table of this program, so it is left alone: give another --out")
+    folder = Path(stem).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}): give another --out") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: may not be written: give another --out")
 
 
 def _is_ours(path: Path) -> bool:

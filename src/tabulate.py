@@ -25,7 +25,7 @@ from model.recalibration import fold, is_recalibrated
 from model.tiling import peak_bytes
 from option import Parser, number, parse_args, weights_file, whole_number
 from option import build_parser as training_parser
-from tables import as_text, tabulate, write_all
+from tables import as_text, refuse_foreign, tabulate, write_all
 from utility import choose_device, digest, git_commit, load_tensors, processor, seed_everything, timed
 
 __all__ = ["tabulate"]  # torch looks for the PyPI package of this name when a program ends, and finds this file
@@ -116,6 +116,12 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     """Measures and prints the table; `errors.run` says how failures end."""
     args = build_parser().parse_args(argv)
+    if args.chop and args.tile:
+        raise UserError(f"--chop and --tile {args.tile} are two ways to cut an image: give one of them")
+    if "Demo" in args.data_test.split("+"):
+        raise UserError("--data_test Demo has no HR images to compare with: name other sets, or none")
+    if args.out:
+        refuse_foreign(args.out)
     device = choose_device(cpu=args.cpu, n_gpus=1, asked=False)
     seed_everything(0)
     methods = [load(row, args, device) for row in args.rows]
@@ -189,9 +195,8 @@ def only_scale(methods: list[Method], args) -> int:
     if len(scales) != 1:
         found = ", ".join(f"{method.name} x{method.scale}" for method in methods if method.scale) or "bicubic alone"
         given = f" and --scale {args.scale}" if args.scale else ""
-        raise UserError(
-            f"rows of one scale are needed, got {found}{given}: make a table for each scale, or give --scale"
-        )
+        mend = "make a table for each scale" if scales else "give --scale"
+        raise UserError(f"rows of one scale are needed, got {found}{given}: {mend}")
     if len({method.n_colors for method in methods if method.source}) > 1:
         raise UserError("rows of --n_colors 1 and 3 do not fit in one table: make two")
     return scales.pop()

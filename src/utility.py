@@ -216,26 +216,29 @@ def load_tensors(path: Path) -> dict:
                 return parse_safetensors(path.read_bytes())
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file: check the path") from None
+        released = "" if path.suffix else "; released weights are named like KRGN_x4"
+        raise UserError(f"{path}: there is no such file: check the path{released}") from None
     except PermissionError:
         raise UserError(f"{path}: may not be read: change its permissions") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, expected a file of weights such as {path}/model_best.pt") from None
+        best = "model/model_best.pt" if (path / "model").is_dir() else "model_best.pt"
+        raise UserError(f"{path}: is a folder, expected a file of weights such as {path / best}") from None
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):  # the name of a class or function, which loading would have called
             raise UserError(
                 f"{path}: refused, because it holds more than tensors and plain values, and could run code: "
                 "save the state dict alone, torch.save(model.state_dict(), FILE)"
             ) from None
-        raise UserError(_damaged(path, "its content is not torch's")) from None
+        raise UserError(_damaged(path)) from None
     except MemoryError:
         raise
-    except Exception as error:  # torch raises many types for a damaged file: RuntimeError, EOFError, KeyError …
-        raise UserError(_damaged(path, (str(error).strip().splitlines() or [type(error).__name__])[0])) from None
+    except Exception:  # torch raises many types for a damaged file: RuntimeError, EOFError, KeyError …
+        raise UserError(_damaged(path)) from None
 
 
-def _damaged(path: Path, reason: str) -> str:
-    return f"{path}: is damaged, or no file of tensors that torch wrote ({reason[:120]}): use another copy"
+def _damaged(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{path}: is damaged, cut short, or no file of tensors ({size:,} bytes): use another copy"
 
 
 class _Terminal(logging.Handler):

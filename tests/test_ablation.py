@@ -81,3 +81,13 @@ def test_every_arm_is_trained_and_counted(small_set, in_this_process, capsys):
 def test_mistakes_get_one_line(small_set):
     assert_one_line(program("ablation.py"), "--dir_data")
     assert_one_line(program("ablation.py", *flags(small_set, "--data_test", "Nothing")), "Nothing", "--data_test")
+    assert_one_line(program("ablation.py", *flags(small_set, "--patch_size", "15")), "--patch_size 15", "--scale 2")
+
+
+def test_settings_without_runs_bind_nobody(small_set, in_this_process, monkeypatch):
+    """What was mistyped at first may be mended, as nothing was trained with it."""
+    monkeypatch.setattr(ablation, "measured_costs", lambda _: {"plain": 1.0, "frozen": 1.0, "recalibrated": 1.0})
+    parser = ablation.build_parser()
+    ablation.agreed(parser.parse_args(flags(small_set, "--data_train", "Smlal")))
+    ablation.agreed(parser.parse_args(flags(small_set)))
+    assert json.loads((small_set / "runs/ablation.json").read_text())["settings"]["data_train"] == "Small"

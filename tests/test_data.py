@@ -400,6 +400,7 @@ def test_the_default_range_takes_what_a_small_set_has(small_set):
     ("flags", "words"),
     [
         (("--data_test", "Set99"), ("Set99", "benchmark")),
+        (("--data_test", "Set5,Set14"), ("Set5,Set14", "joined by +")),
         (("--data_test", "Demo", "--dir_demo", "no/such/folder"), ("no/such/folder", "--dir_demo")),
         (("--data_test", "NoHR"), ("NoHR", "HR")),
         (("--data_range", "1-4/6-7"), ("6-7", "6 images")),
@@ -425,6 +426,12 @@ def test_a_folder_of_own_images(small_set, photo):
     assert (small_set / "Own/bin/LR_bicubic/X2/deep__er__bx2.png").exists()
     assert sorted(path.name for path in (small_set / "Own").iterdir()) == ["a.png", "bin", "c.bmp", "deep"]
     assert len(build_train_set(parse_args([*flags, "--data_range", "2-3/1-1"]))) == 2
+
+    # A test of it is of all of it, too, but what is trained on does not validate.
+    (tested,) = build_test_sets(parse_args([*flags, "--data_test", "Own", "--test_only", "--pre_train", "x.pt"]))
+    assert len(tested) == 4
+    with pytest.raises(UserError, match="--data_range 801-810"):
+        build_test_sets(parse_args([*flags, "--data_test", "Own"]))
 
 
 def test_two_images_of_one_name(small_set, photo):

@@ -108,6 +108,7 @@ def test_the_figure(tmp_path, photo):
         degrade.main(["--image", str(tmp_path / f"{name}.png"), "--out", str(tmp_path / "out" / f"{name}_figure.png")])
         assert Image.open(tmp_path / "out" / f"{name}_figure.png").size[0] > 1000
     assert_one_line(program("degrade.py", "--image", tmp_path / "none.png", "--out", "x.png"), "none.png")
+    assert_one_line(program("degrade.py", "--image", tmp_path / "none.png", "--out", "x.jpg"), "x.jpg", ".png")
     assert_one_line(
         program("degrade.py", "--image", "x", "--out", "y", "--degradations", "blur"), "'blur'", "blur+bicubic"
     )

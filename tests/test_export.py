@@ -325,6 +325,7 @@ def test_mistakes(trained, tmp_path, monkeypatch, capsys):
     }.items():
         with pytest.raises(UserError, match=words):
             export.main(list(flags))
+    assert not (tmp_path / "o").exists()  # or the next attempt would find files in its way
     with pytest.raises(SystemExit):
         export.main(["--formats", "tflite"])
     assert "'tflite', expected safetensors, pt, torch, onnx" in capsys.readouterr().err

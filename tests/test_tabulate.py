@@ -168,6 +168,13 @@ def test_mistakes(trained, tmp_path, small_set):
     }.items():
         with pytest.raises(UserError, match=words):
             tabulate.main(["--cpu", "--data_test", "none", "--n_runs", "0", *rows])
+    for flags, words in {
+        ("--chop", "--tile", "8"): "--chop and --tile 8",
+        ("--data_test", "Demo"): "Demo has no HR",
+        ("--out", str(tmp_path / "x3.pt/table")): "cannot be made",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            tabulate.main(["--cpu", str(trained), *flags])
     run = program("tabulate.py", tmp_path / "x3.pt", "--data_test", "Nothing", "--dir_data", small_set, "--cpu")
     assert_one_line(run, "Nothing")
 

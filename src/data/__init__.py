@@ -58,11 +58,16 @@ def build_test_sets(args) -> list[TestSet]:
         elif folder.is_dir():
             image_set = _image_set(args, name, folder, benchmark.locate(folder))
         elif root.is_dir():
-            located = div2k.select(div2k.locate(root), args.data_range[1], complete=True)
+            located = div2k.locate(root)
+            trained_on = not args.test_only and name in (trained for _, trained in args.data_train)
+            # A folder of images is taken whole, but not to validate on what is trained on.
+            if located.in_tree or trained_on or "data_range" in args.given:
+                located = div2k.select(located, args.data_range[1], complete=True)
             image_set = _image_set(args, name, root, located)
         else:
+            joined = " (names are joined by +)" if "," in name else ""
             raise UserError(
-                f"--data_test {name}: there is neither {folder}, with HR and LR_bicubic, nor {root}, with "
+                f"--data_test {name}{joined}: there is neither {folder}, with HR and LR_bicubic, nor {root}, with "
                 f"{name}_train_HR: check --dir_data, or drop {name}"
             )
         sets.append(
