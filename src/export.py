@@ -1,7 +1,7 @@
 """From a checkpoint to files that deploy: folded, in several forms, each compared with torch before it is kept.
 
-    python export.py --pre_train ../experiment/krgn_x4/model/model_best.pt --out ../experiment/krgn_x4/export
-    python export.py --check ../experiment/krgn_x4/export
+    python export.py --pre_train ../experiment/my_krgn_x4/model/model_best.pt --out ../experiment/my_krgn_x4/export
+    python export.py --check ../experiment/my_krgn_x4/export
 
 Always written: <model>_x<scale>.safetensors, which says in its metadata all it takes to rebuild the network, and
 export.json, with what was measured. `--formats` names more forms (`formats.py`). A file that misses its tolerance is

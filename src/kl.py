@@ -1,6 +1,6 @@
 """Looks at a network's kernels: how different those of a layer are from one another, before and after recalibration.
 
-    python kl.py --pre_train ../experiment/krgn_x4/model/model_best.pt --out ../experiment/krgn_x4/kernels
+    python kl.py --pre_train ../experiment/my_krgn_x4/model/model_best.pt --out ../experiment/my_krgn_x4/kernels
 
 kl.png               Figure 4 of the paper: for chosen blocks a matrix; entry (i, j) is the KL divergence between the
                      kernels of channels i and j, flattened, through a softmax; taken for i < j and mirrored.

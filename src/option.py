@@ -405,7 +405,7 @@ def _check_name(flag: str, name: str) -> None:
     """An experiment's name must lead to a folder below the folder of experiments."""
     inside = os.path.normpath(name)
     if not name or os.path.isabs(name) or inside == "." or inside.split(os.sep)[0] == "..":
-        raise OptionError(f"{flag} {name!r} leaves the folder of experiments: give a plain name such as {flag} krgn_x4")
+        raise OptionError(f"{flag} {name!r} leaves the folder of experiments: give a plain name such as {flag} my_x4")
 
 
 def whole_number(least: int, most: int = 2**31 - 1):

@@ -1,7 +1,7 @@
 """A page that compares experiments image by image, or the crop comparison that papers print.
 
-    python report.py ../experiment/krgn_x4 CFGN=../experiment/cfgn --out ../page
-    python report.py ../experiment/krgn_x4 CFGN=../experiment/cfgn --out ../page --figure Set14/zebra 180 40 96 64
+    python report.py ../experiment/my_krgn_x4 CFGN=../experiment/cfgn --out ../page
+    python report.py ../experiment/my_krgn_x4 CFGN=../experiment/cfgn --out ../page --figure Set14/zebra 180 40 96 64
 
 Goes in: folders in which `main.py --test_only --save_results --save_gt` left scores-<Set>.csv, results-<Set>/ and
 log.txt. Compared are the images that all of them have, and bicubic, which is made here from LR.

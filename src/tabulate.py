@@ -1,6 +1,6 @@
 """One table of any set of networks: size, cost, speed, memory and scores, each measured here and now.
 
-    python tabulate.py bicubic CFGN_x4.pt ../experiment/krgn_x4 --data_test Set5+Set14 --out ../experiment/table
+    python tabulate.py bicubic CFGN_x4.pt ../experiment/my_krgn_x4 --data_test Set5+Set14 --out ../experiment/table
 
 A row is a checkpoint, an experiment's folder (its best weights), or the word `bicubic`; all must have one scale. Every
 network is folded first, as it is deployed. Prints the table, and writes it as Markdown, CSV, JSON and LaTeX with --out.
