@@ -298,7 +298,7 @@ def make_table(methods: list[Method], test_sets: list, options, args, device: to
                 self_ensemble=args.self_ensemble and network,
                 channel=args.metric_channel,
             )
-            row += [round(scores.psnr, 4), round(scores.ssim, 5)]
+            row += [scores.psnr, scores.ssim]  # whole: what is rounded twice may end on another digit
         rows.append(row)
     if args.published:
         rows += published_rows(scale, columns)
