@@ -20,7 +20,7 @@ from utility import digest, load_tensors
 README = (ROOT / "README.md").read_text()
 SETS = ("Set5", "Set14", "Kodak24")
 LIMIT = 30 * 10**6  # bytes of a file
-SCALES = pytest.mark.parametrize("scale", [2, 4])
+SCALES = pytest.mark.parametrize("scale", [2, 3, 4])
 
 
 def folder(scale: int):
