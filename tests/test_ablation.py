@@ -54,6 +54,8 @@ def test_every_arm_is_trained_and_counted(small_set, in_this_process, capsys):
     assert rows["plain, then frozen"]["time, plain = 1"] == pytest.approx(0.5 + 0.5 * costs["frozen"])
     for row in rows.values():
         assert math.isfinite(row["PSNR (dB)"])
+    gain, spread = rows["recalibrated"]["over plain (dB)"], rows["recalibrated"]["its spread "]
+    assert f"at the same rate: x1 {gain:.2f} ± {spread:.2f}, x2 " in str(table["notes"])
     assert (small_set / "table.png").read_bytes()[:4] == b"\x89PNG"
 
     # What the arms are said to be is what was trained.
