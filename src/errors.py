@@ -78,6 +78,11 @@ def run(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"error: this Python ({sys.executable}) has no {error.name}: activate the environment of the scripts "
+            "(source .venv/bin/activate), or pip install -r requirements.txt"
+        )
     except OSError as error:
         if error.filename is None:
             raise

@@ -474,6 +474,12 @@ def test_more_gpus_than_there_are(small_set):
     assert_one_line(run, "--n_GPUs 4", "0 GPUs", "CUDA_VISIBLE_DEVICES", "0,1", "--cpu")
 
 
+def test_a_python_without_torch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    run = program("main.py", "--cpu", env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert_one_line(run, "has no torch", ".venv/bin/activate", "requirements.txt")
+
+
 def test_a_folder_that_cannot_be_written(small_set, tmp_path):
     (tmp_path / "file").write_text("no folder")
     flags = [*small_run(small_set), "--dir_experiment", str(tmp_path / "file/experiment")]
