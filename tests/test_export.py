@@ -259,6 +259,12 @@ def test_torch_hub(exported):
     assert not any("/src" in name and name.startswith(str(ROOT)) for name in sys.path[:1])
 
 
+@pytest.mark.parametrize("wrong", [{"scale": 5}, {"weights": "x.pt"}, {"n_feats": 8}])
+def test_torch_hub_with_what_is_not_released(wrong):
+    with pytest.raises(ValueError, match="pretrained: "):
+        torch.hub.load(str(ROOT), "krgn", source="local", pretrained=True, verbose=False, **wrong)
+
+
 def test_check(trained, tmp_path, capsys):
     """What is as it was passes; what was changed, is missing or wrong is named."""
     out = tmp_path / "out"
