@@ -26,6 +26,7 @@ def krgn(scale: int = 4, pretrained: bool = False, weights: str = "", **options)
     Raises:
         RuntimeError: if the weights are of another network.
         ValueError: for `pretrained` together with `weights` or `options`, or at a scale that is not released.
+        FileNotFoundError: if the released weights were left out of this copy of the project.
     """
     root = Path(__file__).resolve().parent
     sys.path.insert(0, str(root / "src"))
@@ -38,7 +39,7 @@ def krgn(scale: int = 4, pretrained: bool = False, weights: str = "", **options)
         if weights or options:
             raise ValueError(f"pretrained: got weights={weights!r} and {options} as well, expected the scale alone")
         released = root / f"experiment/KRGN_x{scale}/model/model_best.pt"
-        if not released.is_file():
+        if scale not in (2, 3, 4):
             raise ValueError(f"pretrained: scale {scale} is not released, expected 2, 3 or 4")
         network = KRGN(scale=scale)
         network.load_state_dict(torch.load(released, map_location="cpu", weights_only=True)["model"], strict=True)

@@ -2,6 +2,10 @@
 # RefConv's recipe: train plain kernels, then recalibrate them over the frozen basis. Further flags go to both stages.
 # Stopped at any moment, it goes on when it is started again.
 set -euo pipefail
+case " $* " in *" --dir_experiment"[\ =]* | *" --save"[\ =]* | *" --load"[\ =]* | *" --reset "*)
+    echo "error: both runs have their places in experiment/: drop --dir_experiment, --save, --load and --reset" >&2
+    exit 2 ;;
+esac
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 
 begun() { [ -f "$ROOT/experiment/$1/state.pt" ]; }

@@ -18,6 +18,7 @@ missing and makes the table and the figure out of all of them.
 
 import csv
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -109,7 +110,8 @@ def main(argv: list[str] | None = None) -> None:
     """Trains what is missing and reports; `errors.run` says how failures end."""
     args = build_parser().parse_args(argv)
     if args.out:
-        refuse_foreign(args.out)
+        refuse_foreign(args.out, "png")
+    args.dir_data, args.dir_experiment = map(os.path.abspath, (args.dir_data, args.dir_experiment))  # of where we are
     costs = agreed(args)
     plan = [
         (seed, stage)
@@ -139,7 +141,7 @@ def agreed(args) -> dict[str, float]:
         raise UserError(f"--patch_size {args.patch_size} is no multiple of --scale {args.scale}: change one of them")
     kept = Path(args.dir_experiment) / "ablation.json"
     settings = {name: getattr(args, name) for name in SETTINGS}
-    begun = any(kept.parent.glob("*/state.pt"))
+    begun = any(kept.parent.glob("*/history.csv")) or any(kept.parent.glob("*/state.pt"))
     if not kept.exists() or not begun:
         write_bytes(kept, json.dumps({"settings": settings, "costs": measured_costs(args)}, indent=1).encode())
     found = json.loads(kept.read_text())

@@ -79,6 +79,8 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     except ModuleNotFoundError as error:
+        if error.name is None or "." in error.name:
+            raise
         sys.exit(
             f"error: this Python ({sys.executable}) has no {error.name}: activate the environment of the scripts "
             "(source .venv/bin/activate), or pip install -r requirements.txt"

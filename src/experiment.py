@@ -153,7 +153,8 @@ class Experiment:
             state = load_tensors(path)
         except UserError as error:
             latest = path.parent / ("model_latest.pt" if epoch else "model/model_latest.pt")
-            raise UserError(f"{error}, or start another run from the last weights with --pre_train {latest}") from None
+            also = f", or start another run from the last weights with --pre_train {latest}" if latest.is_file() else ""
+            raise UserError(f"{error}{also}") from None
         if not isinstance(state, dict) or not {"model", "options", "optimizer", "progress"} <= state.keys():
             raise UserError(f"{path}: is no state of a run, expected what main.py saved there: restore the file")
         return state

@@ -342,11 +342,11 @@ def _check_values(options: Options) -> None:
         )
     if names & set(ADVERSARIAL) and options.patch_size < 32 and not options.test_only:
         raise OptionError(f"--patch_size {options.patch_size}: a discriminator needs patches of 32 pixels at least")
-    if options.compile and options.n_GPUs > 1:
+    if options.compile and options.n_GPUs > 1 and not options.test_only:
         # DataParallel's copies of a compiled network would take the modules out of the network itself.
         raise OptionError(
-            f"--compile with --n_GPUs {options.n_GPUs}: torch cannot compile copies in one process: drop it, "
-            f"or start a process for each GPU with torchrun --nproc_per_node {options.n_GPUs}"
+            f"--compile with --n_GPUs {options.n_GPUs}: torch cannot compile copies in one process: drop one of "
+            f"them, or start a process for each GPU with torchrun --nproc_per_node {options.n_GPUs}"
         )
     if options.kernels == "plain" and options.basis == "frozen":
         raise OptionError("--basis frozen needs recalibrated kernels: drop it, or drop --kernels plain")

@@ -28,13 +28,18 @@ def write_all(table: dict, stem: str) -> list[Path]:
     return paths
 
 
-def refuse_foreign(stem: str) -> None:
+def refuse_foreign(stem: str, *more: str) -> None:
     """Makes the table's folder; for programs to call before they measure for minutes.
+
+    Args:
+        more: suffixes of what is written beside the table.
 
     Raises:
         UserError: if there are files of something else in the way, or the folder cannot be written.
     """
-    there = [path for path in (Path(f"{stem}.{suffix}") for suffix in ("md", "csv", "json", "tex")) if path.exists()]
+    if not os.path.basename(stem):
+        raise UserError(f"--out {stem}: is a folder, expected what the files' names begin with, as in {stem}table")
+    there = [path for path in (Path(f"{stem}.{end}") for end in ("md", "csv", "json", "tex", *more)) if path.exists()]
     if there and not _is_ours(Path(f"{stem}.json")):
         raise UserError(f"{there[0]}: exists and is no table of this program, so it is left alone: give another --out")
     folder = Path(stem).parent

@@ -50,6 +50,9 @@ log = logging.getLogger("krgn")
 MAX_SKIPPED = 100  # batches skipped one after the other that end a run: it will not recover
 
 
+SMALLER_SCALES = 24  # times that half precision may halve its scale, 2^16 at first, before something else is wrong
+
+
 class Diverged(UserError):
     """Batch after batch is skipped: the weights are no good, and must not replace the last good state."""
 
@@ -361,7 +364,9 @@ class Trainer:
         """Whether only the gradient of a half-precision batch is not finite: its scale was too large, as it is at the
         start and whenever it has grown, and the next one's is smaller. That says nothing against the weights."""
         overflow = self.scaler.is_enabled() and not math.isfinite(norms[0])
-        return overflow and all(map(math.isfinite, (*values, *norms[1:])))
+        loss = sum(values[: len(self.args.loss)])
+        rest_is_good = all(map(math.isfinite, (*values, *norms[1:]))) and loss < self._limit()
+        return overflow and rest_is_good and self.in_a_row <= SMALLER_SCALES
 
     def _why_skipped(self, values: list[float], norms: list[float]) -> str:
         loss = sum(values[: len(self.args.loss)])
@@ -421,7 +426,8 @@ class Trainer:
         history = [*self.history, row | {"seconds": round(self.seconds, 1)}]
 
         psnr = scores[self.best_set].psnr if self.best_set is not None else math.nan
-        is_best = psnr > self.best.get("psnr", -math.inf)
+        # Suspect weights are not saved, so that they cannot be the best ones that are there.
+        is_best = not self.suspect and psnr > self.best.get("psnr", -math.inf)
         best = {"psnr": psnr, "epoch": epoch} if is_best else self.best
         if best:
             name = self.test_sets[self.best_set].name
@@ -516,15 +522,14 @@ def compiled(network: nn.Module, args, device: torch.device) -> nn.Module:
     torch cannot."""
     side = args.patch_size // args.scale
     n = math.ceil(args.batch_size / parallel.world_size() / args.split_batch)
-    batch = torch.zeros(n, args.n_colors, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    batch = to_network(torch.zeros(n, args.n_colors, side, side, dtype=torch.uint8), device, args.rgb_range)
     try:
         fast = torch.compile(network)
         tried = InPrecision(fast, device, args.precision)
         tried(batch).sum().backward()
     except Exception as error:  # whatever the compiler's many layers raise
-        log.warning(
-            "--compile: torch cannot compile here (%s): training goes on uncompiled", str(error).splitlines()[0]
-        )
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        log.warning("--compile: torch cannot compile here (%s): training goes on uncompiled", reason)
         return network
     finally:
         network.zero_grad(set_to_none=True)

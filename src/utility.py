@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 import parallel
-from errors import UserError
+from errors import UserError, says_out_of_memory
 
 LOG = logging.getLogger("krgn")
 
@@ -230,9 +230,9 @@ def load_tensors(path: Path) -> dict:
                 "save the state dict alone, torch.save(model.state_dict(), FILE)"
             ) from None
         raise UserError(_damaged(path)) from None
-    except MemoryError:
-        raise
-    except Exception:  # torch raises many types for a damaged file: RuntimeError, EOFError, KeyError …
+    except Exception as error:  # torch raises many types for a damaged file: RuntimeError, EOFError, KeyError …
+        if says_out_of_memory(error):
+            raise
         raise UserError(_damaged(path)) from None
 
 

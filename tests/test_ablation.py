@@ -37,8 +37,10 @@ def in_this_process(monkeypatch):
     return commands
 
 
-def test_every_arm_is_trained_and_counted(small_set, in_this_process, capsys):
-    ablation.main(flags(small_set, "--out", str(small_set / "table")))
+def test_every_arm_is_trained_and_counted(small_set, in_this_process, capsys, monkeypatch):
+    monkeypatch.chdir(small_set)  # paths are of where the user is, though main.py runs in src/
+    ablation.main(flags(small_set, "--out", "table", "--dir_experiment", "runs"))
+    assert {words[words.index("--dir_experiment") + 1] for words in in_this_process} == {str(small_set / "runs")}
     assert len(in_this_process) == 2 * 9  # eight arms, and the first half that three of them share
     rates = {words[words.index("--save") + 1]: words[words.index("--lr") + 1] for words in in_this_process}
     assert {name for name, rate in rates.items() if rate == "0.002"} == {

@@ -430,7 +430,7 @@ def test_a_folder_of_own_images(small_set, photo):
     # A test of it is of all of it, too, but what is trained on does not validate.
     (tested,) = build_test_sets(parse_args([*flags, "--data_test", "Own", "--test_only", "--pre_train", "x.pt"]))
     assert len(tested) == 4
-    with pytest.raises(UserError, match="--data_range 801-810"):
+    with pytest.raises(UserError, match="all of its 4 images are trained on: give --data_range"):
         build_test_sets(parse_args([*flags, "--data_test", "Own"]))
 
 

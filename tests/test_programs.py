@@ -108,6 +108,12 @@ def test_kl_without_a_basis_draws_one_row(tmp_path, capsys, folded, reason):
     assert reason in capsys.readouterr().out
 
 
+def test_a_scale_without_length(trained, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        kl.main(["--pre_train", str(trained), "--out", str(tmp_path / "kl"), "--vmax", "0"])
+    assert "--vmax: got '0', expected a number above 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [("--blocks", "3"), ("--blocks", "0"), ("--blocks", "a+b"), ("--layer", "19")])
 def test_mistakes_of_kl(trained, tmp_path, flags):
     with pytest.raises(UserError, match=flags[0]):

@@ -129,8 +129,9 @@ def test_all_kernels_at_once_are_those_of_each_layer():
 
 def test_kernels_are_those_of_the_fold_under_autocast():
     layer = randomise(RecConv(8, 8, 3, padding=1, groups=8))
+    folded = layer.fold().weight
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(layer.kernel(), layer.fold().weight)
+        assert torch.equal(layer.kernel(), folded)
     assert randomise(RecConv(8, 8, 3)).to("meta").kernel().shape == (8, 8, 3, 3)
 
 

@@ -118,6 +118,16 @@ def test_the_readme_quotes_what_is_published(scale):
         assert f"| x{scale} | {name} | published | {' | '.join(cells)} | |" in README
 
 
+def test_the_readme_says_what_the_ablation_found():
+    table = json.loads((ROOT / "experiment/ablation/table.json").read_text())
+    for title, steps, time, psnr, spread, gain, its_spread in table["rows"]:
+        over = f" {gain:.2f} ± {its_spread:.2f}" if title != "plain" else ""
+        assert f"| {title} | {steps:,} | {time:.2f} | {psnr:.2f} ± {spread:.2f} |{over} |" in README
+    (rates,) = (note.partition(": ")[2] for note in table["notes"] if "same rate" in note)
+    for part in rates.split(", "):
+        assert part.split(" ", 1)[1] in README
+
+
 @SCALES
 def test_a_test_by_name_gives_the_readmes_number(shared, tmp_path, scale):
     run = program(

@@ -172,6 +172,7 @@ def test_mistakes(trained, tmp_path, small_set):
         ("--chop", "--tile", "8"): "--chop and --tile 8",
         ("--data_test", "Demo"): "Demo has no HR",
         ("--out", str(tmp_path / "x3.pt/table")): "cannot be made",
+        ("--out", f"{tmp_path}/"): "is a folder",
     }.items():
         with pytest.raises(UserError, match=words):
             tabulate.main(["--cpu", str(trained), *flags])

@@ -21,7 +21,7 @@ from test_recalibration import randomise
 import trainer
 import verify_resume
 from errors import UserError
-from evaluate import evaluate
+from evaluate import Scores, evaluate
 from loss import Loss
 from model.checkpoint import rebuild, unpack
 from model.krgn import KRGN
@@ -197,6 +197,24 @@ def test_what_is_not_finite_never_reaches_the_weights(small_set, monkeypatch, lo
     assert len(row["images"].split()) == 4
     assert history(folder)[0]["skipped"] == "1"
     assert all(t.isfinite().all() for t in weights(folder).values())
+
+
+def test_weights_that_were_not_saved_are_not_the_best(small_set, monkeypatch):
+    """The last batch of the first epoch is skipped, after which the weights are suspect."""
+    forward, calls = Loss.forward, []
+
+    def sometimes(self, sr, hr):
+        calls.append(0)
+        return forward(self, sr, hr) * (math.nan if len(calls) == 4 else 1)
+
+    scores = iter((30.0, 29.0))
+    monkeypatch.setattr(Loss, "forward", sometimes)
+    monkeypatch.setattr(trainer.Trainer, "_validate", lambda *_: [Scores([{"PSNR": next(scores), "SSIM": 0.9}])])
+    folder = small_set.parent / "experiment/small"
+    launch(*small_run(small_set, "--epochs", "2"))
+    assert [row["Small PSNR"] for row in history(folder)] == ["30.0", "29.0"]
+    assert load_tensors(folder / "state.pt")["progress"]["best"] == {"psnr": 29.0, "epoch": 2}
+    assert load_tensors(folder / "model/model_best.pt")["facts"]["epoch"] == 2
 
 
 @pytest.mark.parametrize("ahead", [1, 3])

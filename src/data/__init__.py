@@ -60,8 +60,13 @@ def build_test_sets(args) -> list[TestSet]:
         elif root.is_dir():
             located = div2k.locate(root)
             trained_on = not args.test_only and name in (trained for _, trained in args.data_train)
-            # A folder of images is taken whole, but not to validate on what is trained on.
-            if located.in_tree or trained_on or "data_range" in args.given:
+            given = located.in_tree or "data_range" in args.given
+            if trained_on and not given:
+                raise UserError(
+                    f"--data_test {name}: all of its {len(located.hr)} images are trained on: give --data_range "
+                    "TRAIN/TEST, as in 1-90/91-100, or another --data_test"
+                )
+            if given:  # else a folder of images is taken whole
                 located = div2k.select(located, args.data_range[1], complete=True)
             image_set = _image_set(args, name, root, located)
         else:
