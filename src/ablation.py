@@ -7,7 +7,7 @@ Every arm is trained by main.py with the same data, rate and schedule, from ever
     plain                      the network without recalibration
     plain, same time           likewise, for as many more steps as recalibrated kernels would cost in time
     recalibrated               basis and transforms trained together from scratch
-    …, rate x2 to x16          both: whether recalibration does no more than a higher rate would
+    …, rate x2, x4, x8         both: whether recalibration does no more than a higher rate would
     plain, then plain          two stages of half the steps; the control of the next two
     plain, then frozen         RefConv's recipe: transforms over the kernels of a plain first half, which are frozen
     plain, then recalibrated   likewise, and the basis is trained on
@@ -39,7 +39,7 @@ from utility import choose_device, git_commit, keep_memory, processor, timed, wr
 
 SRC = Path(__file__).resolve().parent
 EPOCHS = 4  # validations of a stage
-RATES = (2, 4, 8, 16)  # times --lr, tried beside it
+RATES = (2, 4, 8)  # times --lr, tried beside it
 # What all runs of a comparison share.
 SETTINGS = ("data_train", "data_test", "scale", "n_feats", "n_resgroups", "batch_size", "patch_size", "lr", "steps")
 PLAIN, FROZEN, TRAINED = (
