@@ -65,7 +65,7 @@ def arms(cost: float) -> dict[str, Stage]:
     """Title -> the last stage of each arm, `cost` being the time of a recalibrated step over that of a plain one."""
     first = Stage("first", PLAIN, 0.5)
     higher = {
-        f"{kernels}, rate x{rate}": Stage(f"{kernels}_rate_x{rate}", flags, 1, rate=rate)
+        at_rate(kernels, rate): Stage(f"{kernels}_rate_x{rate}", flags, 1, rate=rate)
         for rate in RATES
         for kernels, flags in (("plain", PLAIN), ("recalibrated", TRAINED))
     }
@@ -78,6 +78,11 @@ def arms(cost: float) -> dict[str, Stage]:
         "plain, then frozen": Stage("then_frozen", FROZEN, 0.5, first),
         "plain, then recalibrated": Stage("then_recalibrated", TRAINED, 0.5, first),
     }
+
+
+def at_rate(kernels: str, rate: int) -> str:
+    """The title of the arm that is trained in one stage at `rate` times --lr."""
+    return kernels if rate == 1 else f"{kernels}, rate x{rate}"
 
 
 def build_parser() -> Parser:
@@ -109,6 +114,8 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     """Trains what is missing and reports; `errors.run` says how failures end."""
     args = build_parser().parse_args(argv)
+    if args.patch_size % args.scale:
+        raise UserError(f"--patch_size {args.patch_size} is no multiple of --scale {args.scale}: change one of them")
     if args.out:
         refuse_foreign(args.out, "png")
     args.dir_data, args.dir_experiment = map(os.path.abspath, (args.dir_data, args.dir_experiment))  # of where we are
@@ -137,8 +144,6 @@ def agreed(args) -> dict[str, float]:
     Raises:
         UserError: if the runs that are there were made with other settings.
     """
-    if args.patch_size % args.scale:
-        raise UserError(f"--patch_size {args.patch_size} is no multiple of --scale {args.scale}: change one of them")
     kept = Path(args.dir_experiment) / "ablation.json"
     settings = {name: getattr(args, name) for name in SETTINGS}
     begun = any(kept.parent.glob("*/history.csv")) or any(kept.parent.glob("*/state.pt"))
@@ -268,8 +273,8 @@ def summary(args, costs: dict[str, float]) -> tuple[dict, dict[str, list[float]]
 def at_each_rate(values: dict[str, list[float]]) -> list[str]:
     """What recalibration gives at each rate: mean and standard deviation over the seeds, as text."""
     found = []
-    for rate, said in ((1, ""), *((rate, f", rate x{rate}") for rate in RATES)):
-        pairs = zip(values[f"recalibrated{said}"], values[f"plain{said}"], strict=True)
+    for rate in (1, *RATES):
+        pairs = zip(values[at_rate("recalibrated", rate)], values[at_rate("plain", rate)], strict=True)
         gains = [recalibrated - plain for recalibrated, plain in pairs]
         found.append(f"x{rate} {statistics.mean(gains):.2f} ± {statistics.stdev(gains):.2f}")
     return found

@@ -13,6 +13,8 @@ from pathlib import Path
 from errors import UserError
 from utility import write_bytes
 
+SUFFIXES = ("md", "csv", "json", "tex")
+
 
 def write_all(table: dict, stem: str) -> list[Path]:
     """Writes the table as stem.md, .csv, .json and .tex; returns the paths.
@@ -21,9 +23,8 @@ def write_all(table: dict, stem: str) -> list[Path]:
         UserError: as `refuse_foreign`.
     """
     refuse_foreign(stem)
-    forms = {"md": as_markdown, "csv": as_csv, "json": as_json, "tex": as_latex}
-    paths = [Path(f"{stem}.{suffix}") for suffix in forms]
-    for path, form in zip(paths, forms.values(), strict=True):
+    paths = [Path(f"{stem}.{suffix}") for suffix in SUFFIXES]
+    for path, form in zip(paths, (as_markdown, as_csv, as_json, as_latex), strict=True):
         write_bytes(path, form(table).encode())
     return paths
 
@@ -39,7 +40,7 @@ def refuse_foreign(stem: str, *more: str) -> None:
     """
     if not os.path.basename(stem):
         raise UserError(f"--out {stem}: is a folder, expected what the files' names begin with, as in {stem}table")
-    there = [path for path in (Path(f"{stem}.{end}") for end in ("md", "csv", "json", "tex", *more)) if path.exists()]
+    there = [path for path in (Path(f"{stem}.{suffix}") for suffix in (*SUFFIXES, *more)) if path.exists()]
     if there and not _is_ours(Path(f"{stem}.json")):
         raise UserError(f"{there[0]}: exists and is no table of this program, so it is left alone: give another --out")
     folder = Path(stem).parent

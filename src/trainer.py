@@ -48,8 +48,6 @@ from utility import load_tensors
 log = logging.getLogger("krgn")
 
 MAX_SKIPPED = 100  # batches skipped one after the other that end a run: it will not recover
-
-
 SMALLER_SCALES = 24  # times that half precision may halve its scale, 2^16 at first, before something else is wrong
 
 
