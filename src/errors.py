@@ -62,7 +62,13 @@ def says_out_of_memory(error: BaseException) -> bool:
     GPU gives up; elsewhere only words say it, which "illegal memory access" must not be taken for."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    words = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
+    words = (
+        "out of memory",
+        "allocate memory",
+        "not enough memory",
+        "could not create a memory object",
+        "ALLOC_FAILED",
+    )
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 

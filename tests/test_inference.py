@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from errors import says_out_of_memory
 from model import inference
 from model.inference import CHOP_MARGIN, chop, self_ensemble
 from model.krgn import KRGN
@@ -92,6 +93,22 @@ def test_a_batch_that_does_not_fit_runs_one_by_one(error):
 
     with pytest.raises(RuntimeError, match="sizes"):
         chop(broken, image, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("could not create a memory object"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_says_that_there_was_no_memory(error, expected):
+    assert says_out_of_memory(error) is expected
 
 
 def test_self_ensemble_is_the_mean_of_eight_views():
