@@ -26,6 +26,15 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
+def printable(text: object) -> str:
+    """`text` on one line, for a terminal, a log or a table: what is no visible character (control characters, line
+    breaks, marks that turn the direction of writing, bytes that are no text) is escaped, as in \\x1b or \\udcff."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in str(text)
+    )
+
+
 class _Signals:
     held = 0
     pending: int | None = None

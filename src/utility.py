@@ -10,15 +10,17 @@ import os
 import pickle
 import platform
 import random
+import stat
 import subprocess
 import sys
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import safetensors.torch
@@ -144,6 +146,47 @@ def git_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return said[0] + ("+" if said[1] else "")
+
+
+@contextmanager
+def open_regular(path: Path | str) -> Iterator[BinaryIO]:
+    """Opens a regular file, or a link to one, for reading: a pipe would be waited for, and some devices never end.
+
+    Raises:
+        UserError: if it is anything else.
+        OSError: as `open` raises it, if it is a folder, is not there or may not be read.
+    """
+    path = os.fspath(path)
+    kind = os.stat(path).st_mode  # before it is opened, which may mean something to a device
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        raise UserError(f"{path}: is {_kind(kind)}, expected a regular file: copy what it holds into one")
+    # A pipe may have taken its place since: it is not waited for.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(kind := os.fstat(file.fileno()).st_mode):
+            raise UserError(f"{path}: is {_kind(kind)}, expected a regular file: copy what it holds into one")
+        yield file
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "no regular file")
+
+
+def read_regular(path: Path | str, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes.
+
+    Raises:
+        UserError: if it is larger, or no regular file.
+        OSError: as in `open_regular`.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= most:
+            content = file.read(most + 1)  # it may have grown
+            size = len(content)
+        if size > most:
+            raise UserError(f"{path}: has {size:,} bytes, expected at most {most:,}: give the right file")
+        return content
 
 
 @contextmanager
