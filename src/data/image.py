@@ -6,27 +6,44 @@ Every image becomes uint8 (H, W, C), C = 1 (gray) or 3 (RGB):
 - alpha is dropped: the stored colours count, nothing is blended;
 - of 16-bit values the high byte is taken (value // 256);
 - the EXIF orientation is ignored; of several frames the first is taken.
+
+Every image file is opened by `_opened`, so that whatever is wrong with one is told in one line.
 """
 
+import errno
 import io
+import logging
 import math
 import os
+import re
 import struct
+import threading
+import warnings
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from errors import UserError
-from utility import atomic_path
+from errors import UserError, printable
+from utility import atomic_path, available_memory, open_regular
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+# What Pillow decodes by itself: some of its other formats are drawings, which it hands to programs such as Ghostscript.
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
+FORMATS += ("ICO", "PCX", "SGI", "PSD", "QOI", "DDS", "XBM", "XPM", "SUN", "IM", "MSP")
+
+BYTES_PER_PIXEL = 12  # that decoding takes at most: Pillow's own image in RGB, its copy as bytes, and parts of that
+SURE_TO_FIT = 2**24  # pixels
+ROOM = 2**32  # bytes of memory that are thought to be free where the system does not tell
 
 
 def list_images(folder: Path, *, nested: bool = False) -> list[Path]:
@@ -39,22 +56,104 @@ def list_images(folder: Path, *, nested: bool = False) -> list[Path]:
 
 
 @contextmanager
-def _readable(path: Path | str, content: bytes | None = None):
-    """Opens `path` with Pillow; whatever Pillow says about a broken file becomes one line that names it."""
+def _opened(path: Path | str, content: bytes | None = None) -> Iterator[BinaryIO]:
+    """An image file for reading, a regular one; `content` as in `read_image`.
+
+    Raises:
+        UserError: one line that names the file, if it cannot be opened or whatever is done with it inside fails.
+    """
     try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
-            yield image
+        with io.BytesIO(content) if content is not None else open_regular(path) as file:
+            yield file
+    except UserError as error:
+        raise UserError(printable(error)) from None
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such image") from None
-    except MemoryError:
-        raise
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise many types for a broken file: OSError, SyntaxError, struct.error …
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path}: cannot be decoded ({reason}): replace the file, or remove it together with its LR/HR partner"
-        ) from None
+        raise UserError(f"{printable(path)}: there is no such image") from None
+    except Exception as error:  # decoders raise many types for a broken file: OSError, SyntaxError, struct.error …
+        raise UserError(f"{printable(path)}: {_complaint(error)}") from None
+
+
+def _complaint(error: Exception) -> str:
+    """What is wrong with an image, and what to do."""
+    if isinstance(error, _TooLarge):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "there is too little memory to decode it: free memory, or cut the image into parts"
+    number = getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE):
+        return f"cannot be read ({error.strerror}): raise the limit on open files (ulimit -n 1024) or lower --n_threads"
+    if number:
+        return f"cannot be read ({error.strerror}): check the path and its permissions"
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "no image of a known format"
+    return f"cannot be decoded ({printable(reason)}): replace the file, or remove it together with its LR/HR partner"
+
+
+class _TooLarge(ValueError):
+    """An image that does not fit into memory."""
+
+
+def _check_room(file: BinaryIO, width: int = 0, height: int = 0) -> None:
+    """Raises `_TooLarge` if the file, or an image of this size while it is decoded, does not fit into memory."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if max(size, width * height) <= SURE_TO_FIT:
+        return
+    room = available_memory()
+    room = ROOM if room is None else room
+    for needed, what in ((size, f"its {size:,} bytes"), (BYTES_PER_PIXEL * width * height, f"{width}x{height} pixels")):
+        if needed > room:
+            raise _TooLarge(
+                f"{what} need {needed / 2**30:.1f} GiB of memory to be decoded, {room / 2**30:.1f} are free: "
+                "free memory, or cut the image into parts"
+            )
+
+
+class _Pillow:
+    """Pillow as it is used here: it neither warns nor logs, and leaves the number of pixels to `_check_room`.
+
+    These are settings of the whole process: the first thread inside `ours` makes them, the last one takes them back.
+    """
+
+    lock, users, settings = threading.Lock(), 0, ExitStack()
+
+    @classmethod
+    @contextmanager
+    def ours(cls) -> Iterator[None]:
+        with cls.lock:
+            cls.users += 1
+            if cls.users == 1:
+                cls._set()
+        try:
+            yield
+        finally:
+            with cls.lock:
+                cls.users -= 1
+                if not cls.users:
+                    cls.settings.close()
+
+    @classmethod
+    def _set(cls) -> None:
+        cls.settings.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        logger = logging.getLogger("PIL")
+        cls.settings.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL + 1)
+        cls.settings.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+
+
+@contextmanager
+def _pillow(file: BinaryIO) -> Iterator[Image.Image]:
+    """The file as Pillow's image: its header is read, and what it says of its size fits into memory."""
+    with _Pillow.ours():
+        _check_room(file)
+        with Image.open(file, formats=FORMATS) as image:
+            position = file.tell()
+            _check_room(file, image.width, image.height)
+            file.seek(position)
+            yield image
 
 
 def read_size(path: Path | str, content: bytes | None = None) -> tuple[int, int]:
@@ -63,20 +162,13 @@ def read_size(path: Path | str, content: bytes | None = None) -> tuple[int, int]
     Raises:
         UserError: if the file is missing or no image.
     """
-    if content is None and (header := _png_header(_beginning(path))):
-        width, height, *_ = header
-        return height, width
-    with _readable(path, content) as image:
-        return image.height, image.width
-
-
-def _beginning(path: Path | str) -> bytes:
-    """The bytes of a file that hold a PNG's header; none if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(33)
-    except OSError:
-        return b""
+    with _opened(path, content) as file:
+        if header := _png_header(file.read(33)):
+            width, height, *_ = header
+            return height, width
+        file.seek(0)
+        with _pillow(file) as image:
+            return image.height, image.width
 
 
 def _png_header(content: bytes) -> tuple[int, int, int, int, int] | None:
@@ -97,48 +189,78 @@ def read_image(path: Path | str, content: bytes | None = None) -> np.ndarray:
         content: the file's bytes, of a member of an archive; `path` then only names it in errors.
 
     Raises:
-        UserError: if the file is missing, broken, or holds floating-point values.
+        UserError: if the file is missing, broken, no regular file, does not fit into memory, or holds other values than
+            whole numbers of up to 16 bits.
     """
-    pixels = _fast_png(path, content)
-    if pixels is not None:
-        return pixels
-    with _readable(path, content) as image:
-        if image.mode == "F":
-            raise ValueError("floating-point pixels, expected 8 or 16 bits")
-        if image.mode.startswith("I"):
-            pixels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        else:
-            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
+    with _opened(path, content) as file:
+        pixels = _fast_png(file)
+        if pixels is None:
+            _check_png(file)
+            with _pillow(file) as image:
+                pixels = _pixels(image)
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _fast_png(path: Path | str, content: bytes | None) -> np.ndarray | None:
+def _pixels(image: Image.Image) -> np.ndarray:
+    """The pixels of Pillow's image, uint8 (H, W) or (H, W, 3)."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, expected 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
+
+
+def _fast_png(file: BinaryIO) -> np.ndarray | None:
     """The usual PNG, 8 bits of gray or RGB, by imagecodecs, in two thirds of Pillow's time; None for anything else.
 
     Also for a broken file: what is wrong with it is Pillow's to say.
     """
-    if content is None:
-        if Path(path).suffix.lower() != ".png":
-            return None
-        try:
-            content = Path(path).read_bytes()
-        except OSError:
-            return None
-    header = _png_header(content)
+    header = _png_header(file.read(33))
     if header is None:
         return None
     width, height, depth, colours, interlaced = header
-    usual = depth == 8 and colours in (0, 2) and not interlaced
-    if not usual or width * height > Image.MAX_IMAGE_PIXELS:  # a bomb, perhaps: Pillow warns of it, or refuses it
+    if depth != 8 or colours not in (0, 2) or interlaced:
         return None
+    _check_room(file, width, height)
     import imagecodecs  # loads its libraries, which not every run needs
 
     try:
-        pixels = imagecodecs.png_decode(content)
-    except imagecodecs.PngError:
+        # Of its two decoders this one prints nothing.
+        pixels = imagecodecs.spng_decode(file.read())
+    except Exception:  # its own errors, those of text that is none in them, a build without it
         return None
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    return pixels if pixels.shape[2] == (1 if colours == 0 else 3) else None  # a transparent colour makes a channel
+    return pixels if pixels.dtype == np.uint8 and pixels.shape[2:] == (3,) * (colours == 2) else None
+
+
+def _check_png(file: BinaryIO) -> None:
+    """ValueError if the compressed pixels of a PNG end early, where Pillow would leave the rest black without a word."""
+    file.seek(0)
+    header = _png_header(file.read(33))
+    if header is None:
+        return
+    width, height, depth, colours, interlaced = header
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colours, 0)
+    passes = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))  # Adam7
+    expected = 0
+    for left, across, top, down in passes if interlaced else [(0, 1, 0, 1)]:
+        columns, rows = len(range(left, width, across)), len(range(top, height, down))
+        expected += rows * (1 + (columns * bits + 7) // 8) if columns else 0
+    inflate = zlib.decompressobj()
+    for kind, content in _png_chunks(file):
+        while kind == b"IDAT" and content and not inflate.eof and expected > 0:
+            expected -= len(inflate.decompress(content, 2**20))
+            content = inflate.unconsumed_tail
+    if expected > 0:
+        raise ValueError(f"the pixels end {expected:,} bytes early")
+
+
+def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """(kind, content) of a PNG's chunks after the header, to the end or to what is no chunk."""
+    file.seek(33)
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        yield head[4:], file.read(int.from_bytes(head[:4], "big"))
+        file.seek(4, os.SEEK_CUR)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
@@ -188,7 +310,7 @@ def open_cached(cache: Path) -> np.ndarray:
         UserError: if the file is missing or damaged.
     """
     try:
-        with open(cache, "rb") as file:
+        with open_regular(cache) as file:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError("a format that is not written here")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
