@@ -22,13 +22,14 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 from tqdm import tqdm
 
 from errors import UserError, printable
@@ -110,44 +111,63 @@ def _check_room(file: BinaryIO, width: int = 0, height: int = 0) -> None:
             )
 
 
-class _Pillow:
-    """Pillow as it is used here: it neither warns nor logs, and leaves the number of pixels to `_check_room`.
+class _Shared:
+    """A context for many threads at once: the first to enter makes a setting of the process, the last takes it back."""
 
-    These are settings of the whole process: the first thread inside `ours` makes them, the last one takes them back.
-    """
+    def __init__(self, settings):
+        self._settings, self._lock, self._users, self._stack = settings, threading.Lock(), 0, ExitStack()
 
-    lock, users, settings = threading.Lock(), 0, ExitStack()
-
-    @classmethod
     @contextmanager
-    def ours(cls) -> Iterator[None]:
-        with cls.lock:
-            cls.users += 1
-            if cls.users == 1:
-                cls._set()
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if not self._users:
+                self._stack.enter_context(self._settings())
+            self._users += 1
         try:
             yield
         finally:
-            with cls.lock:
-                cls.users -= 1
-                if not cls.users:
-                    cls.settings.close()
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._stack.close()
 
-    @classmethod
-    def _set(cls) -> None:
-        cls.settings.enter_context(warnings.catch_warnings())
+
+@_Shared
+@contextmanager
+def our_pillow() -> Iterator[None]:
+    """Pillow neither warns nor logs, leaves the number of pixels to `_check_room`, and TIFF to libtiff: its own reader
+    of uncompressed TIFF takes planes of 16 bits for something else."""
+    logger = logging.getLogger("PIL")
+    before = logger.level, Image.MAX_IMAGE_PIXELS, TiffImagePlugin.READ_LIBTIFF
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logger = logging.getLogger("PIL")
-        cls.settings.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL + 1)
-        cls.settings.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-        Image.MAX_IMAGE_PIXELS = None
+        Image.MAX_IMAGE_PIXELS, TiffImagePlugin.READ_LIBTIFF = None, True
+        try:
+            yield
+        finally:
+            logger.setLevel(before[0])
+            Image.MAX_IMAGE_PIXELS, TiffImagePlugin.READ_LIBTIFF = before[1:]
+
+
+@_Shared
+@contextmanager
+def silence() -> Iterator[None]:
+    """Nothing that a library writes to standard error by itself gets there."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager
 def _pillow(file: BinaryIO) -> Iterator[Image.Image]:
     """The file as Pillow's image: its header is read, and what it says of its size fits into memory."""
-    with _Pillow.ours():
+    with our_pillow():
         _check_room(file)
         with Image.open(file, formats=FORMATS) as image:
             position = file.tell()
@@ -203,12 +223,42 @@ def read_image(path: Path | str, content: bytes | None = None) -> np.ndarray:
 
 def _pixels(image: Image.Image) -> np.ndarray:
     """The pixels of Pillow's image, uint8 (H, W) or (H, W, 3)."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, expected 8 or 16 bits")
+    tags = getattr(image, "tag_v2", {})  # TIFF's
+    if image.mode == "F" or 2 in tags.get(SAMPLEFORMAT, ()):
+        raise ValueError(
+            f"{'signed' if image.mode != 'F' else 'floating-point'} pixels, expected 8 or 16 bits unsigned"
+        )
+    tile = image.tile[0] if len(image.tile) == 1 else None
+    if tile and tile.codec_name in ("ppm", "ppm_plain") and image.mode == "RGB" and tile.args[-1] > 255:
+        return _deep_ppm(image, plain=tile.codec_name == "ppm_plain", offset=tile.offset, largest=tile.args[-1])
+    with silence() if image.format == "TIFF" else nullcontext():  # libtiff prints what it finds wrong
+        image.load()
     if image.mode.startswith("I"):
-        return (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"values of {values.min()} to {values.max()}, expected 0 to 65535 at most")
+        if tags.get(BITSPERSAMPLE) == (12,):
+            return (values >> 4).astype(np.uint8)
+        values = (values >> 8).astype(np.uint8)
+        return 255 - values if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else values  # 0: white is zero
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     return np.asarray(image if image.mode == mode else image.convert(mode))
+
+
+def _deep_ppm(image: Image.Image, *, plain: bool, offset: int, largest: int) -> np.ndarray:
+    """The high bytes of a PPM of more than 8 bits, uint8 (H, W, 3); Pillow rounds."""
+    shape = (image.height, image.width, 3)
+    image.fp.seek(offset)
+    if plain:
+        words = re.sub(rb"#[^\r\n]*", b"", image.fp.read()).split()[: math.prod(shape)]
+        values = np.array(words, dtype=np.int64)
+    else:
+        values = np.frombuffer(image.fp.read(2 * math.prod(shape)), ">u2").astype(np.int64)
+    if values.size < math.prod(shape):
+        raise ValueError("the pixels end early")
+    if values.min() < 0 or values.max() > largest:
+        raise ValueError(f"values of {values.min()} to {values.max()}, expected 0 to {largest}")
+    return (values * 65535 // largest >> 8).astype(np.uint8).reshape(shape)
 
 
 def _fast_png(file: BinaryIO) -> np.ndarray | None:
@@ -234,12 +284,13 @@ def _fast_png(file: BinaryIO) -> np.ndarray | None:
 
 
 def _check_png(file: BinaryIO) -> None:
-    """ValueError if the compressed pixels of a PNG end early, where Pillow would leave the rest black without a word."""
+    """ValueError if the compressed pixels of a PNG end early: Pillow leaves the rest black without a word."""
     file.seek(0)
     header = _png_header(file.read(33))
     if header is None:
         return
     width, height, depth, colours, interlaced = header
+    _check_room(file, width, height)
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colours, 0)
     passes = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))  # Adam7
     expected = 0
