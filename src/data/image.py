@@ -224,25 +224,37 @@ def read_image(path: Path | str, content: bytes | None = None) -> np.ndarray:
 def _pixels(image: Image.Image) -> np.ndarray:
     """The pixels of Pillow's image, uint8 (H, W) or (H, W, 3)."""
     tags = getattr(image, "tag_v2", {})  # TIFF's
-    if image.mode == "F" or 2 in tags.get(SAMPLEFORMAT, ()):
-        raise ValueError(
-            f"{'signed' if image.mode != 'F' else 'floating-point'} pixels, expected 8 or 16 bits unsigned"
-        )
-    tile = image.tile[0] if len(image.tile) == 1 else None
-    if tile and tile.codec_name in ("ppm", "ppm_plain") and image.mode == "RGB" and tile.args[-1] > 255:
-        return _deep_ppm(image, plain=tile.codec_name == "ppm_plain", offset=tile.offset, largest=tile.args[-1])
+    bits, signed = tags.get(BITSPERSAMPLE, (8,))[0], 2 in tags.get(SAMPLEFORMAT, ())
+    if image.mode == "F" or (signed and bits <= 16):
+        kind = "floating-point" if image.mode == "F" else "signed"
+        raise ValueError(f"{kind} pixels, expected 8 or 16 bits, unsigned")
+    codec, _, offset, args = image.tile[0] if len(image.tile) == 1 else (None, None, 0, ())
+    if codec in ("ppm", "ppm_plain") and image.mode == "RGB" and args[-1] > 255:
+        return _deep_ppm(image, plain=codec == "ppm_plain", offset=offset, largest=args[-1])
+    if image.format == "JPEG2000" and image.mode in ("RGB", "RGBA", "LA") and _jpeg2000_bits(image) > 8:
+        raise ValueError("more than 8 bits a colour in JPEG 2000: save it as PNG or TIFF")  # Pillow rounds them
     with silence() if image.format == "TIFF" else nullcontext():  # libtiff prints what it finds wrong
         image.load()
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"values of {values.min()} to {values.max()}, expected 0 to 65535 at most")
-        if tags.get(BITSPERSAMPLE) == (12,):
-            return (values >> 4).astype(np.uint8)
-        values = (values >> 8).astype(np.uint8)
+        values = (values >> (4 if bits == 12 else 8)).astype(np.uint8)
         return 255 - values if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else values  # 0: white is zero
+    if args == "LA;16B":  # gray with alpha in a PNG, which Pillow takes for colours
+        return np.asarray(image)[..., 0]
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     return np.asarray(image if image.mode == mode else image.convert(mode))
+
+
+def _jpeg2000_bits(image: Image.Image) -> int:
+    """The bits of the first colour of a JPEG 2000 image, from the beginning of its code stream; 0 if unknown."""
+    position = image.fp.tell()
+    image.fp.seek(0)
+    beginning = image.fp.read(2**16)
+    image.fp.seek(position)
+    at = beginning.find(b"\xff\x4f\xff\x51") + 42
+    return (beginning[at] & 127) + 1 if 42 <= at < len(beginning) else 0
 
 
 def _deep_ppm(image: Image.Image, *, plain: bool, offset: int, largest: int) -> np.ndarray:
