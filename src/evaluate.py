@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 import metrics
 import parallel
+from data import resize
 from data.image import write_png
-from data.srdata import TestSet
+from data.srdata import TestSet, to_tensor
 from errors import UserError, says_out_of_memory
 from experiment import Experiment
-from metrics import perceptual_metrics, psnr_ssim, quantise, smallest_scored
+from metrics import perceptual_metrics, psnr_ssim, quantise, rgb_to_chroma, smallest_scored, with_chroma
 from model import inference, tiling
 from model.tiling import Tiles
 from utility import available_memory
@@ -34,6 +35,8 @@ OnImage = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor | None], None]
 AUTO_TILE = 256  # LR pixels
 SURE_TO_FIT = 2**18  # LR pixels
 RESERVE = 1.5  # what operators need inside themselves, and allocators beside that
+
+BAND = 256  # LR rows that are coloured at once
 
 AUTOCAST = {"half": torch.float16, "bf16": torch.bfloat16}
 
@@ -118,28 +121,49 @@ def evaluate(
     bar = tqdm(mine, desc=test_set.label, disable=None if parallel.is_main() else True, leave=False)
     with torch.inference_mode(), autocast(device, precision), bar:
         for index in bar:
-            lr, hr, name = test_set[index]
+            lr_pixels, hr_pixels, name = test_set.pixels(index)
+            lr, hr = (None if one is None else to_tensor(one, test_set.n_colors) for one in (lr_pixels, hr_pixels))
             image = to_network(lr[None], device, rgb_range)
             sr = inference.self_ensemble(run, image, batched=not tile) if self_ensemble else run(image)
             finite = bool(sr.isfinite().all())
             if not finite:
                 log.warning("%s: the network's output for %s is not finite", test_set.label, name)
             sr = quantise(sr[0], rgb_range)
+            shown = sr, lr, hr
+            if test_set.n_colors == 1 and lr_pixels.shape[2] == 3:
+                lr, hr_shown = (None if one is None else to_tensor(one, 3) for one in (lr_pixels, hr_pixels))
+                shown = in_colour(sr, lr, test_set.scale), lr, hr_shown
             if hr is not None:
                 if min(hr.shape[1:]) < smallest_scored(test_set.scale):
                     too_small.append(name)
                 else:
-                    hr_there = hr.to(device)
-                    score = psnr_ssim(sr, hr_there, test_set.scale, channel) if finite else (math.nan, math.nan)
+                    colours = tuple(image.to(device).expand(3, -1, -1) for image in (shown[0], shown[2]))
+                    scored = (sr, hr.to(device)) if channel == "y" else colours
+                    score = psnr_ssim(*scored, test_set.scale, channel) if finite else (math.nan, math.nan)
                     row = {"image": name, "PSNR": score[0], "SSIM": score[1]}
-                    row |= {title: metric(sr, hr_there) if finite else math.nan for title, metric in learned.items()}
+                    row |= {title: metric(*colours) if finite else math.nan for title, metric in learned.items()}
                     rows.append((index, row))
             if on_image is not None:
-                on_image(name, sr.cpu(), lr, hr)
+                on_image(name, shown[0].cpu(), *shown[1:])
     if too_small:
         log.warning("%s: too small to score, left out of the means: %s", test_set.label, ", ".join(too_small))
     rows = [row for part in parallel.gather(rows) for row in part]
     return Scores([row for _, row in sorted(rows, key=lambda row: row[0])])
+
+
+def in_colour(y: torch.Tensor, lr: torch.Tensor, scale: int) -> torch.Tensor:
+    """Luma of an SR image, uint8 (1, scale * h, scale * w), with the chroma of LR, uint8 (3, h, w) on the CPU, enlarged
+    by MATLAB's bicubic recipe: uint8 (3, scale * h, scale * w) on the CPU, as publications show a network for luma."""
+    y, height, margin = y.cpu(), lr.shape[1], 4  # LR rows on either side that enlarging reads
+    out = torch.empty(3, *y.shape[1:], dtype=torch.uint8)
+    for top in range(0, height, BAND):
+        bottom = min(top + BAND, height)
+        first = max(0, top - margin)
+        chroma = rgb_to_chroma(lr[:, first : bottom + margin]).permute(1, 2, 0).numpy()
+        enlarged = torch.from_numpy(resize.upscale(chroma, scale)).permute(2, 0, 1)
+        rows = slice(scale * top, scale * bottom)
+        out[:, rows] = with_chroma(y[:, rows], enlarged[:, scale * (top - first) :][:, : scale * (bottom - top)])
+    return out
 
 
 def runner(network: nn.Module, test_set: TestSet, rgb_range: float, *, chop: bool, tile: int) -> tiling.Function:
@@ -211,7 +235,8 @@ def protocol(args) -> str:
     """What was measured and how, in a few words beside every printed score."""
     mode = "four quadrants" if args.chop else f"tiles of {args.tile}" if args.tile else "whole image"
     ensemble = ", self-ensemble" if args.self_ensemble else ""
-    return f"{metrics.protocol(args.metric_channel)}; LR {args.degradation}; {mode}{ensemble}"
+    luma = f"; {metrics.LUMA_NETWORK}" if args.n_colors == 1 else ""
+    return f"{metrics.protocol(args.metric_channel)}; LR {args.degradation}; {mode}{ensemble}{luma}"
 
 
 def evaluate_as_asked(

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 CHANNELS = {"y": "Y channel (BT.601)", "rgb": "RGB"}
+LUMA_NETWORK = "network of luma, chroma enlarged bicubically"
 PERCEPTUAL = ("lpips", "dists")
 
 _WINDOW, _SIGMA = 11, 1.5
@@ -36,6 +37,23 @@ def rgb_to_y(image: torch.Tensor) -> torch.Tensor:
     """RGB in 0..255, (..., 3, H, W) -> luma Y in 16..235, (..., 1, H, W), float64, not rounded."""
     weights = torch.tensor((65.481, 128.553, 24.966), dtype=torch.float64, device=image.device) / 255
     return (image.double() * weights.view(3, 1, 1)).sum(dim=-3, keepdim=True) + 16
+
+
+# Cb and Cr of BT.601, 16..240 around 128, by red, green and blue in 0..255; `rgb_to_y` has the weights of Y.
+_CHROMA = ((-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
+
+
+def rgb_to_chroma(image: torch.Tensor) -> torch.Tensor:
+    """RGB in 0..255, (3, H, W) -> Cb and Cr in 16..240, (2, H, W), float64, not rounded."""
+    weights = torch.tensor(_CHROMA, dtype=torch.float64, device=image.device) / 255
+    return torch.einsum("kc,chw->khw", weights, image.double()) + 128
+
+
+def with_chroma(y: torch.Tensor, chroma: torch.Tensor) -> torch.Tensor:
+    """Luma Y in 16..235, (1, H, W), with Cb and Cr, (2, H, W) -> RGB, uint8 (3, H, W), rounded and clamped."""
+    weights = torch.tensor(((65.481, 128.553, 24.966), *_CHROMA), dtype=torch.float64, device=y.device) / 255
+    centred = torch.cat((y.double() - 16, chroma.double() - 128))
+    return quantise(torch.einsum("kc,chw->khw", weights.inverse(), centred))
 
 
 def protocol(channel: str) -> str:

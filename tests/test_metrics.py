@@ -9,7 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from data import resize
 from data.image import read_image
-from metrics import psnr, psnr_ssim, quantise, rgb_to_y, ssim
+from metrics import psnr, psnr_ssim, quantise, rgb_to_chroma, rgb_to_y, ssim, with_chroma
 
 
 def tensor(pixels: np.ndarray) -> torch.Tensor:
@@ -36,6 +36,17 @@ def test_luma_of_the_primaries():
     colours = torch.tensor([[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]).T.reshape(3, 1, 5)
     expected = [16, 235, 16 + 65.481, 16 + 128.553, 16 + 24.966]
     assert rgb_to_y(colours).flatten().tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_chroma_and_the_way_back():
+    """White, black and gray have none; blue has all the Cb there is; luma and chroma give the colours again."""
+    colours = torch.tensor([[0, 0, 0], [255, 255, 255], [99, 99, 99], [0, 0, 255], [255, 0, 0]]).T.reshape(3, 1, 5)
+    chroma = rgb_to_chroma(colours)
+    assert chroma[:, 0, :3].flatten().tolist() == pytest.approx([128] * 6)
+    assert chroma[0, 0, 3].item() == pytest.approx(240)
+    assert chroma[1, 0, 4].item() == pytest.approx(240)
+    image = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
+    assert torch.equal(with_chroma(rgb_to_y(image), rgb_to_chroma(image)), image)
 
 
 def test_quantise_clamps_rounds_and_scales():

@@ -321,15 +321,19 @@ class TestSet(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None, str]:
+        lr, hr, name = self.pixels(index)
+        return to_tensor(lr, self.n_colors), None if hr is None else to_tensor(hr, self.n_colors), name
+
+    def pixels(self, index: int) -> tuple[np.ndarray, np.ndarray | None, str]:
+        """The same with the files' own channels, uint8 (h, w, 1 or 3) and (scale * h, scale * w, 1 or 3)."""
         pair = self.pairs[index]
         lr = self._open(pair.lr)
         if pair.hr is None:
-            return to_tensor(lr, self.n_colors), None, pair.name
+            return lr, None, pair.name
         height, width = (self.scale * side for side in lr.shape[:2])
         hr = self._open(pair.hr)[:height, :width]
         random = np.random.default_rng((self.seed, 2, zlib.crc32(pair.name.encode())))
-        lr = self.degradation.whole(lr, hr, self.scale, random)
-        return to_tensor(lr, self.n_colors), to_tensor(hr, self.n_colors), pair.name
+        return self.degradation.whole(lr, hr, self.scale, random), hr, pair.name
 
 
 def _turned(pixels: np.ndarray, turns: int, mirrored: bool) -> np.ndarray:
