@@ -255,8 +255,10 @@ def evaluate_as_asked(
         images = {"SR": sr} if args.save_results or hr is None else {}
         if args.save_gt:
             images |= {"LR": lr} if hr is None else {"LR": lr, "HR": hr}
+        metadata = test_set.metadata.pop(name, {})
         for kind, pixels in images.items():
-            writer.submit(write_image, experiment.result_path(test_set.name, name, args.scale, kind), pixels)
+            path = experiment.result_path(test_set.name, name, args.scale, kind)
+            writer.submit(write_image, path, pixels, metadata)
         if on_image is not None:
             on_image(name, sr, lr, hr)
 
@@ -326,10 +328,10 @@ def test(args, network: nn.Module, test_sets: list[TestSet], experiment: Experim
     log.info("results are in %s", experiment.folder)
 
 
-def write_image(path: Path, pixels: torch.Tensor) -> None:
-    """Writes uint8 (C, H, W) as PNG; UserError if it cannot be written."""
+def write_image(path: Path, pixels: torch.Tensor, metadata: dict[str, bytes]) -> None:
+    """Writes uint8 (C, H, W) as PNG, with the metadata that `write_png` takes; UserError if it cannot be written."""
     try:
-        write_png(path, pixels.permute(1, 2, 0).numpy())
+        write_png(path, pixels.permute(1, 2, 0).numpy(), **metadata)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}): free the disk or name another --dir_experiment"

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from data import benchmark, demo, div2k
 from data.degradation import Degradation
-from data.srdata import ImageSet, TestSet, TrainSet, cached, pair_up
+from data.srdata import ImageSet, TestSet, TrainSet, cached, log_headers, pair_up
 from errors import UserError
 
 
@@ -55,6 +55,7 @@ def build_test_sets(args) -> list[TestSet]:
         folder, root = Path(args.dir_data) / "benchmark" / name, Path(args.dir_data) / name
         if name == "Demo":
             image_set = demo.image_set(Path(args.dir_demo))
+            log_headers(image_set)
         elif folder.is_dir():
             image_set = _image_set(args, name, folder, benchmark.locate(folder))
         elif root.is_dir():
@@ -167,6 +168,7 @@ def _end_workers(batches) -> None:
 def _image_set(args, name: str, root: Path, located: div2k.Located) -> ImageSet:
     n_threads = max(args.n_threads, 1)
     pairs = pair_up(located.hr, located.lr_folder, args.scale, n_threads, base=located.base)
+    log_headers(ImageSet(name, pairs))
     if args.ext == "img":
         return ImageSet(name, pairs)
     return cached(ImageSet(name, pairs), root, reset=args.ext == "sep_reset", n_threads=n_threads)

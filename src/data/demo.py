@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from data.div2k import files_of
+from data.image import read_header
 from data.srdata import ImageSet, Pair
 from errors import UserError
 
@@ -15,4 +16,5 @@ def image_set(folder: Path) -> ImageSet:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder: name the folder of your images with --dir_demo")
-    return ImageSet("Demo", [Pair(path.stem, path, None) for path in files_of(folder)])
+    pairs = [Pair(path.stem, path, None, headers=(read_header(path),)) for path in files_of(folder)]
+    return ImageSet("Demo", pairs, own=True)

@@ -5,13 +5,15 @@ Every image becomes uint8 (H, W, C), C = 1 (gray) or 3 (RGB):
 - palette and other colour models are turned to RGB; black-and-white is gray with 0 and 255;
 - alpha is dropped: the stored colours count, nothing is blended;
 - of 16-bit values the high byte is taken (value // 256);
-- the EXIF orientation is ignored; of several frames the first is taken.
+- of several frames the first is taken; colour profiles change nothing;
+- the EXIF orientation is ignored, which keeps data sets pixel for pixel, but for a user's own pictures (`read_own`).
 
 Every image file is opened by `_opened`, so that whatever is wrong with one is told in one line.
 """
 
 import errno
 import io
+import itertools
 import logging
 import math
 import os
@@ -23,12 +25,13 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 from tqdm import tqdm
 
@@ -176,8 +179,20 @@ def _pillow(file: BinaryIO) -> Iterator[Image.Image]:
             yield image
 
 
-def read_size(path: Path | str, content: bytes | None = None) -> tuple[int, int]:
-    """(height, width) from the file's header alone; `content` as in `read_image`.
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself: its stored size, how it is to be turned (EXIF's 1 to 8, 1: not at all), and
+    whether it has a colour profile, and further frames."""
+
+    height: int
+    width: int
+    orientation: int = 1
+    profile: bool = False
+    frames: bool = False
+
+
+def read_header(path: Path | str, content: bytes | None = None) -> Header:
+    """The header of an image file; `content` as in `read_image`.
 
     Raises:
         UserError: if the file is missing or no image.
@@ -185,10 +200,58 @@ def read_size(path: Path | str, content: bytes | None = None) -> tuple[int, int]
     with _opened(path, content) as file:
         if header := _png_header(file.read(33)):
             width, height, *_ = header
-            return height, width
+            before = dict(itertools.takewhile(lambda chunk: chunk[0] != b"IDAT", _png_chunks(file)))
+            turned = _orientation(before[b"eXIf"]) if b"eXIf" in before else 1
+            return Header(height, width, turned, b"iCCP" in before, b"acTL" in before)
         file.seek(0)
         with _pillow(file) as image:
-            return image.height, image.width
+            width, height = image.size
+            turned = _orientation(image)
+            if image.format == "TIFF" and turned >= 5:  # Pillow says the size of the upright picture
+                width, height = height, width
+            # Of a layered picture, all layers are shown at once.
+            frames = getattr(image, "is_animated", False) and image.format != "PSD"
+            return Header(height, width, turned, bool(image.info.get("icc_profile")), frames)
+
+
+def read_size(path: Path | str, content: bytes | None = None) -> tuple[int, int]:
+    """(height, width) from the file's header alone; `content` as in `read_image`.
+
+    Raises:
+        UserError: if the file is missing or no image.
+    """
+    if content is None:
+        with _opened(path) as file:
+            header = _png_header(file.read(33))
+    else:
+        header = _png_header(content)
+    if header:
+        return header[1], header[0]
+    found = read_header(path, content)
+    return found.height, found.width
+
+
+def _orientation(image: Image.Image | bytes) -> int:
+    """The EXIF orientation of an image, or of EXIF's bytes, 1 to 8; 1 if nothing or nonsense is said."""
+    try:
+        if isinstance(image, bytes):
+            exif = Image.Exif()
+            with our_pillow():
+                exif.load(image)
+        else:
+            exif = image.getexif()
+        found = exif.get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF, of an image that may be whole
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, C) turned upright, as EXIF's orientation says."""
+    pixels = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    down = -1 if orientation in (3, 4, 7, 8) else 1
+    right = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(pixels[::down, ::right])
 
 
 def _png_header(content: bytes) -> tuple[int, int, int, int, int] | None:
@@ -217,8 +280,51 @@ def read_image(path: Path | str, content: bytes | None = None) -> np.ndarray:
         if pixels is None:
             _check_png(file)
             with _pillow(file) as image:
+                turned = _orientation(image) if image.format == "TIFF" else 1
                 pixels = _pixels(image)
-    return pixels.reshape(*pixels.shape[:2], -1)
+        else:
+            turned = 1
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    return _turned(pixels, {6: 8, 8: 6}.get(turned, turned)) if turned > 1 else pixels  # Pillow turns TIFF upright
+
+
+def read_own(path: Path) -> tuple[np.ndarray, dict[str, bytes]]:
+    """A user's own picture, turned upright: uint8 (H, W, C), and its colour profile and EXIF as `write_png` takes them.
+
+    Raises:
+        UserError: as in `read_image`.
+    """
+    with _opened(path) as file:
+        _check_png(file)
+        with _pillow(file) as image:
+            pixels = _pixels(image)
+            pixels = pixels.reshape(*pixels.shape[:2], -1)
+            turned = _orientation(image)  # of TIFF nothing is left to do
+            kept = {"icc_profile": image.info.get("icc_profile"), "exif": _descriptive_exif(image)}
+    return _turned(pixels, turned) if turned > 1 else pixels, {name: value for name, value in kept.items() if value}
+
+
+# EXIF that describes not the picture but the file that it lay in: size, layout, orientation, thumbnail, whole other
+# blocks of metadata.
+_OF_THE_FILE = {*range(0xFE, 0x104), 0x106, 0x10A, *range(0x111, 0x11A), 0x11C, 0x11D, *range(0x120, 0x126), 0x12D}
+_OF_THE_FILE |= {0x13D, *range(0x140, 0x15C), *range(0x200, 0x215), 0x2BC, 0x83BB, 0x8649, 0x8773, 0xA002, 0xA003}
+
+
+def _descriptive_exif(image: Image.Image) -> bytes:
+    """What EXIF says of the picture, without its orientation and size; nothing if it is damaged."""
+    try:
+        found, kept = image.getexif(), Image.Exif()
+        blocks = {ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo}
+        for tag, value in found.items():
+            if tag not in _OF_THE_FILE | blocks:
+                kept[tag] = value
+        for tag in blocks & found.keys():
+            block = {name: value for name, value in found.get_ifd(tag).items() if name not in _OF_THE_FILE}
+            if block:
+                kept[tag] = block
+        return kept.tobytes() if len(kept) else b""
+    except Exception:  # Pillow raises many types for it
+        return b""
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -326,11 +432,13 @@ def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
         file.seek(4, os.SEEK_CUR)
 
 
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Writes uint8 (H, W, C), C = 1 or 3, as PNG, atomically."""
+def write_png(path: Path, pixels: np.ndarray, *, icc_profile: bytes = b"", exif: bytes = b"") -> None:
+    """Writes uint8 (H, W, C), C = 1 or 3, as PNG, atomically; a colour profile only where it is one of such pixels."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    if icc_profile[16:20] != (b"GRAY" if pixels.shape[2] == 1 else b"RGB "):
+        icc_profile = b""
     with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG")
+        image.save(temporary, format="PNG", icc_profile=icc_profile, exif=exif)
 
 
 def cache_path(root: Path, image: Path) -> Path:

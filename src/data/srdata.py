@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, get_worker_info
 from data import image as files
 from data import resize
 from data.degradation import BICUBIC, Degradation
-from errors import UserError
+from errors import UserError, printable
 from metrics import rgb_to_y
 
 log = logging.getLogger("krgn")
@@ -40,15 +40,20 @@ class Pair:
     lr: Path
     hr: Path | None
     size: tuple[int, int] | None = None  # (height, width) of HR
+    headers: tuple[files.Header, ...] = ()
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Named pairs; `cache_root` is the set's folder if its decoded copies are used, None if files are decoded."""
+    """Named pairs; `cache_root` is the set's folder if its decoded copies are used, None if files are decoded.
+
+    `own`: they are a user's own pictures, which are turned upright, and whose metadata the results get.
+    """
 
     name: str
     pairs: list[Pair]
     cache_root: Path | None = None
+    own: bool = False
 
     def open(self, path: Path) -> np.ndarray:
         """The pixels of one of the set's files, uint8 (H, W, C)."""
@@ -101,14 +106,31 @@ def checked(pair: Pair, scale: int) -> Pair:
     Raises:
         UserError: if the sizes of LR and HR do not fit, or a file is unreadable.
     """
-    height, width = files.read_size(pair.hr)
-    lr_size = files.read_size(pair.lr)
+    headers = files.read_header(pair.hr), files.read_header(pair.lr)
+    (height, width), lr_size = ((header.height, header.width) for header in headers)
     if lr_size != (height // scale, width // scale):
         raise UserError(
             f"{pair.lr}: {_size(lr_size)} pixels do not fit {pair.hr.name}'s {_size((height, width))} at x{scale}: "
             f"expected {_size((height // scale, width // scale))}; remove the LR image to have it made from HR"
         )
-    return replace(pair, size=(height, width))
+    return replace(pair, size=(height, width), headers=headers)
+
+
+def log_headers(image_set: ImageSet) -> None:
+    """Says once of the whole set what of its files is not in the pixels that are taken."""
+    own = image_set.own
+    said = {
+        "hold several frames, of which the first is taken": lambda header: header.frames,
+        f"have an EXIF orientation, which is {'applied' if own else 'ignored: the stored pixels are taken'}": (
+            lambda header: header.orientation > 1
+        ),
+        f"have a colour profile, which is {'kept in the results' if own else 'ignored'}": lambda header: header.profile,
+    }
+    for words, applies in said.items():
+        names = [pair.name for pair in image_set.pairs for header in pair.headers if applies(header)]
+        if names:
+            few = ", ".join(printable(name) for name in dict.fromkeys(names[:5]))
+            log.info("%s: %d files %s: %s%s", image_set.name, len(names), words, few, " …" * (len(names) > 5))
 
 
 def pair_up(hr_paths: list[Path], lr_folder: Path, scale: int, n_threads: int, base: Path | None = None) -> list[Pair]:
@@ -303,7 +325,8 @@ class TestSet(Dataset):
         degradation: Degradation = BICUBIC,
         seed: int = 1,
     ):
-        self.name, self.pairs, self._open = image_set.name, image_set.pairs, image_set.open
+        self.name, self.pairs, self.own, self._open = image_set.name, image_set.pairs, image_set.own, image_set.open
+        self.metadata: dict[str, dict[str, bytes]] = {}  # of own pictures, by name, as `image.write_png` takes it
         self.scale, self.n_colors = scale, n_colors
         self.degradation, self.seed = degradation, seed
 
@@ -327,7 +350,10 @@ class TestSet(Dataset):
     def pixels(self, index: int) -> tuple[np.ndarray, np.ndarray | None, str]:
         """The same with the files' own channels, uint8 (h, w, 1 or 3) and (scale * h, scale * w, 1 or 3)."""
         pair = self.pairs[index]
-        lr = self._open(pair.lr)
+        if self.own:
+            lr, self.metadata[pair.name] = files.read_own(pair.lr)
+        else:
+            lr = self._open(pair.lr)
         if pair.hr is None:
             return lr, None, pair.name
         height, width = (self.scale * side for side in lr.shape[:2])
