@@ -20,7 +20,7 @@ import parallel
 from data import resize
 from data.image import write_png
 from data.srdata import TestSet, to_tensor
-from errors import UserError, says_out_of_memory
+from errors import UserError, printable, says_out_of_memory
 from experiment import Experiment
 from metrics import perceptual_metrics, psnr_ssim, quantise, rgb_to_chroma, smallest_scored, with_chroma
 from model import inference, tiling
@@ -142,13 +142,27 @@ def evaluate(
                     score = psnr_ssim(*scored, test_set.scale, channel) if finite else (math.nan, math.nan)
                     row = {"image": name, "PSNR": score[0], "SSIM": score[1]}
                     row |= {title: metric(*colours) if finite else math.nan for title, metric in learned.items()}
-                    rows.append((index, row))
+                    rows.append((index, row, _blank(scored[1], test_set.scale)))
             if on_image is not None:
                 on_image(name, shown[0].cpu(), *shown[1:])
     if too_small:
         log.warning("%s: too small to score, left out of the means: %s", test_set.label, ", ".join(too_small))
-    rows = [row for part in parallel.gather(rows) for row in part]
-    return Scores([row for _, row in sorted(rows, key=lambda row: row[0])])
+    rows = sorted((row for part in parallel.gather(rows) for row in part), key=lambda row: row[0])
+    for words, names in {
+        "PSNR is infinite, for SR equals HR, and so is the mean": [
+            row for _, row, _ in rows if row["PSNR"] == math.inf
+        ],
+        "HR is one colour, whose score means nothing but moves the mean": [row for _, row, blank in rows if blank],
+    }.items():
+        if names:
+            log.warning("%s: %s: %s", test_set.label, words, ", ".join(printable(row["image"]) for row in names))
+    return Scores([row for _, row, _ in rows])
+
+
+def _blank(hr: torch.Tensor, scale: int) -> bool:
+    """Whether all of HR that is scored, of uint8 (C, H, W), is of one colour."""
+    inner = hr[:, scale:-scale, scale:-scale]
+    return bool((inner == inner[:, :1, :1]).all())
 
 
 def in_colour(y: torch.Tensor, lr: torch.Tensor, scale: int) -> torch.Tensor:

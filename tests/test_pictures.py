@@ -10,6 +10,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 import evaluate
 import report
+import tabulate
 from data import image as files
 from data import resize
 from data.image import read_image, write_png
@@ -197,3 +198,23 @@ def test_other_files_of_several_frames(tmp_path, photo):
         assert files.read_header(tmp_path / form).frames
         first.save(tmp_path / form, "AVIF")
         assert not files.read_header(tmp_path / form).frames
+
+
+# --- scores that mean nothing ---
+
+
+def test_images_that_spoil_a_mean_are_named(small_set, photo, capsys):
+    """Bicubic of a blank image is that image, to the last bit."""
+    write_png(small_set / "benchmark/Good/HR/cat.png", photo[:40, :48])
+    for name, pixels in (("cat", photo[:40, :48]), ("blank", np.full((40, 48, 3), 77, np.uint8))):
+        write_png(small_set / f"benchmark/Odd/HR/{name}.png", pixels)
+    common = ("--data_test", "Odd+Good", "--dir_data", small_set)
+    tabulate.main([*map(str, ("bicubic", *common, "--scale", "2", "--n_runs", "0", "--out", small_set / "t"))])
+    said = capsys.readouterr().out
+    assert "Odd x2: PSNR is infinite, for SR equals HR, and so is the mean: blank\n" in said
+    assert "Odd x2: HR is one colour, whose score means nothing but moves the mean: blank\n" in said
+    launch("--cpu", "--test_only", "--scale", "2", "--pre_train", "KRGN_x2", *common,
+           "--dir_experiment", small_set / "experiment", "--save", "odd")  # fmt: skip
+    said = capsys.readouterr().out
+    assert "Odd x2: HR is one colour, whose score means nothing but moves the mean: blank\n" in said
+    assert said.count("Good x2:") == 1  # its scores alone
