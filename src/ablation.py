@@ -16,7 +16,6 @@ The last epoch's PSNR counts, not the best one's. Runs are kept in --dir_experim
 missing and makes the table and the figure out of all of them.
 """
 
-import csv
 import json
 import os
 import statistics
@@ -34,7 +33,7 @@ from errors import run as run_program
 from model.krgn import KRGN
 from optimisation import make_optimizer
 from option import Parser, number, parse_args, whole_number
-from tables import as_text, refuse_foreign, write_all
+from tables import as_text, read_csv, refuse_foreign, write_all
 from utility import choose_device, git_commit, keep_memory, processor, timed, write_bytes
 
 SRC = Path(__file__).resolve().parent
@@ -225,10 +224,7 @@ def train(args, stage: Stage, seed: int) -> None:
 def history(args, stage: Stage, seed: int) -> list[dict]:
     """The run's rows of history.csv; none if it has not got so far."""
     path = Path(args.dir_experiment) / run_name(stage, seed) / "history.csv"
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(path, ("epoch",)) if path.exists() else []
 
 
 def summary(args, costs: dict[str, float]) -> tuple[dict, dict[str, list[float]]]:

@@ -6,7 +6,6 @@
 `scripts/demo.sh` shows the whole way between them.
 """
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from metrics import psnr_ssim
 from model.checkpoint import rebuild, unpack
 from option import Parser, parse_args
 from option import build_parser as training_parser
+from tables import read_csv
 from utility import choose_device, load_tensors, write_bytes
 
 NAME = "Photos"
@@ -147,10 +147,10 @@ def read_scores(folder: Path) -> dict[str, tuple[float, float]]:
     """(PSNR, SSIM) of each image, from the experiment in which `main.py --test_only` wrote them."""
     path = folder / f"scores-{NAME}.csv"
     try:
-        with open(path, newline="") as file:
-            return {row["image"]: (float(row["PSNR"]), float(row["SSIM"])) for row in csv.DictReader(file)}
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file: run the tests first, as scripts/demo.sh does") from None
+        rows = read_csv(path, ("image", "PSNR", "SSIM"))
+        return {row["image"]: (float(row["PSNR"]), float(row["SSIM"])) for row in rows}
+    except (UserError, ValueError) as error:
+        raise UserError(f"{path}: {error}: run the tests first, as scripts/demo.sh does") from None
 
 
 if __name__ == "__main__":

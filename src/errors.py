@@ -81,18 +81,26 @@ def says_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
+def escape_unknown_characters() -> None:
+    """Has standard output and error escape what a terminal's encoding cannot say, as LANG=C or Windows' code pages."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a notebook or a test has put something else there
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point and ends the process as its user expects.
 
     Exit status 0, or 1 with one line for what the user can mend, or 130 / 143 after Ctrl-C / SIGTERM. Bugs keep their
     traceback.
     """
+    escape_unknown_characters()
     for signum in (signal.SIGINT, SIGTERM):
         signal.signal(signum, _Signals.handle)
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {printable(' '.join(str(error).split(' ')))}")
     except ModuleNotFoundError as error:
         if error.name is None or "." in error.name:
             raise
@@ -103,7 +111,7 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        sys.exit(f"error: {error.filename}: {error.strerror}: check the path and its permissions")
+        sys.exit(f"error: {printable(error.filename)}: {error.strerror}: check the path and its permissions")
     except Interrupted as interruption:
         print(f"interrupted by {interruption}", file=sys.stderr)
         sys.exit(128 + interruption.signum)

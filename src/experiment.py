@@ -16,8 +16,6 @@
 Everything but the log is written atomically: a killed run leaves the old file or the new one.
 """
 
-import csv
-import io
 import logging
 import platform
 import sys
@@ -29,6 +27,7 @@ import torch
 import figures
 import folded
 from errors import UserError
+from tables import csv_text
 from utility import git_commit, load_tensors, log_to, save_tensors, write_bytes
 
 log = logging.getLogger("krgn")
@@ -178,15 +177,12 @@ class Experiment:
         return self.folder / f"results-{set_name}" / f"{image}_x{scale}_{kind}.png"
 
     def _write_csv(self, name: str, rows: list[dict]) -> None:
-        text = io.StringIO()
         # A run that goes on with other test sets has other columns from then on.
-        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-        self._write_text(name, text.getvalue())
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        self._write_text(name, csv_text([columns, *([row.get(name) for name in columns] for row in rows)]))
 
     def _write_text(self, name: str, text: str) -> None:
-        write_bytes(self.folder / name, text.encode())
+        write_bytes(self.folder / name, text.encode(errors="backslashreplace"))
 
 
 def _configuration(options: dict) -> str:

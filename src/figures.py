@@ -1,7 +1,13 @@
 """Figures as the bytes of their files, drawn by matplotlib without a display."""
 
 import io
+import logging
 import math
+import os
+
+# Notebooks export the name of a backend that a program started from them does not have, and matplotlib's import fails.
+os.environ["MPLBACKEND"] = "agg"
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of folders that it cannot write
 
 import matplotlib
 import numpy as np

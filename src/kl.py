@@ -12,7 +12,6 @@ epochs.png           with several checkpoints: how the mean divergence of all la
 The numbers of each figure are written beside it, as .npy or .csv.
 """
 
-import csv
 import io
 import logging
 from pathlib import Path
@@ -32,6 +31,7 @@ from model.checkpoint import Checkpoint, model_of, rebuild, unpack
 from model.recalibration import fold
 from model.tiling import Tiles
 from option import Parser, number, weights_file
+from tables import csv_text
 from utility import load_tensors, start_log, write_bytes
 
 log = logging.getLogger("krgn")
@@ -190,9 +190,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 def write_csv(path: Path, header: list[str], rows: list[list]) -> None:
     """Writes a .csv file."""
-    text = io.StringIO()
-    csv.writer(text).writerows([header, *rows])
-    write_bytes(path, text.getvalue().encode())
+    write_bytes(path, csv_text([header, *rows]).encode())
 
 
 def choose_blocks(text: str | None, there: int) -> list[int]:

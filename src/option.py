@@ -10,6 +10,8 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+from errors import printable
+
 # Which flags describe each network, with its defaults; a flag that is given replaces them. Baselines are plain.
 MODELS = {
     "KRGN": {"n_feats": 64, "n_resgroups": 9, "groups": 0, "dilation": 3, "act": "lrelu", "kernels": "recalibrated"},
@@ -122,7 +124,12 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, for every program of the framework."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help explains the flags)\n")
+        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split(' ')))} (--help explains the flags)\n")
+
+    def _print_message(self, message, file=None):
+        # A terminal that is not UTF-8 shows what it cannot say as an escape.
+        encoding = getattr(file, "encoding", None) or "utf-8"
+        super()._print_message(message.encode(encoding, "backslashreplace").decode(encoding), file)
 
 
 def parse_args(argv: list[str] | None = None) -> Options:
@@ -404,13 +411,17 @@ def _check_requests(options: Options) -> None:
 def _check_name(flag: str, name: str) -> None:
     """An experiment's name must lead to a folder below the folder of experiments."""
     inside = os.path.normpath(name)
+    if not name.isprintable():
+        raise OptionError(
+            f"{flag} {name!r} has characters that cannot be printed: give a plain name such as {flag} my_x4"
+        )
     if not name or os.path.isabs(name) or inside == "." or inside.split(os.sep)[0] == "..":
         raise OptionError(f"{flag} {name!r} leaves the folder of experiments: give a plain name such as {flag} my_x4")
 
 
 def whole_number(least: int, most: int = 2**31 - 1):
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d{1,18}", text) or not least <= int(text) <= most:
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(
                 f"got {text!r}, expected a whole number of at least {least}, at most {most}"
             )
@@ -424,10 +435,10 @@ def number(above: float | None = None, least: float | None = None, below: float 
     wanted += (f" of at least {least}" if least is not None else "") + (f" below {below}" if below is not None else "")
 
     def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
+        # float() itself would take 1_0, digits of other scripts and white space.
+        value = (
+            float(text) if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.I) else float("nan")
+        )
         fits = (
             (above is None or value > above) and (least is None or value >= least) and (below is None or value < below)
         )
@@ -449,7 +460,7 @@ def _one_of(names: tuple[str, ...]):
 
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(text.split("+"))
-    if not all(re.fullmatch(r"[^/\\\s.][^/\\\n]*", name) for name in names):
+    if not all(re.fullmatch(r"[^/\\\s.][^/\\]*", name) and name.isprintable() for name in names):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected plain names joined by +, as in Set5+Set14")
     if len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"got {text!r}, which names a set twice: name each once")
@@ -468,7 +479,7 @@ def _weighted_names(text: str) -> tuple[tuple[float, str], ...]:
 
 
 def degradation(text: str) -> str:
-    found = re.fullmatch(r"(blur(\d+(\.\d+)?)?\+)?bicubic(\+jpeg(\d{1,3}))?", text)
+    found = re.fullmatch(r"(blur(\d+(\.\d+)?)?\+)?bicubic(\+jpeg(\d{1,3}))?", text, re.ASCII)
     if not found or (found[2] and not float(found[2]) > 0) or (found[5] and not 1 <= int(found[5]) <= 100):
         raise argparse.ArgumentTypeError(
             f"got {text!r}, expected bicubic, bicubic+jpegQ with a quality Q of 1 to 100, blur+bicubic, or "
@@ -478,17 +489,17 @@ def degradation(text: str) -> str:
 
 
 def scale_factor(text: str) -> int:
-    if re.fullmatch(r"\d+(\+\d+)+", text):
+    if re.fullmatch(r"[0-9]+(\+[0-9]+)+", text):
         raise argparse.ArgumentTypeError(
             f"got {text!r}, but no model here has several scales: give one, as in --scale 4"
         )
-    if not re.fullmatch(r"\d+", text) or int(text) < 1:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1, as in --scale 4")
     return int(text)
 
 
 def _ranges(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    found = re.fullmatch(r"(\d+)-(\d+)/(\d+)-(\d+)", text)
+    found = re.fullmatch(r"(\d{1,18})-(\d{1,18})/(\d{1,18})-(\d{1,18})", text, re.ASCII)
     if not found:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected TRAIN/TEST ranges such as 1-800/801-810")
     first, last, test_first, test_last = map(int, found.groups())
@@ -500,7 +511,7 @@ def _ranges(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _decay(text: str) -> tuple[int, ...]:
-    epochs = tuple(int(part) for part in text.split("-")) if re.fullmatch(r"\d+(-\d+)*", text) else ()
+    epochs = tuple(map(int, text.split("-"))) if re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})*", text) else ()
     if not epochs or epochs[0] < 1 or any(a >= b for a, b in pairwise(epochs)):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected rising epochs joined by -, as in 200-400-600")
     return epochs

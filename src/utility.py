@@ -17,7 +17,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 import parallel
-from errors import UserError, says_out_of_memory
+from errors import UserError, printable, says_out_of_memory
 
 LOG = logging.getLogger("krgn")
 
@@ -106,22 +106,71 @@ def timed(function: Callable, device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def available_memory() -> int | None:
-    """Bytes of main memory that this process may still take, of the machine and of its container; None if unknown."""
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of main memory that this process may still take; None if unknown.
+
+    The least of what the machine has, what each control group above this process has left (a container's, a batch
+    system's job; versions 1 and 2), and what `ulimit -v` and `-d` leave.
+
+    Args:
+        root: where /proc and /sys/fs/cgroup are looked for.
+    """
     try:
-        words = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = 1024 * int(words["MemAvailable"].split()[0])
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
-        if limit != "max":
-            kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            used = int((group / "memory.current").read_text()) - int(
-                kept["inactive_file"]
-            )  # a cache of files gives way
-            free = min(free, int(limit) - used)
-        return free
-    except (OSError, ValueError, KeyError):
+        words = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
+        free = [1024 * int(words["MemAvailable"].split()[0])]
+    except (OSError, ValueError, KeyError, IndexError):
         return None
+    for group, limit, usage, cache in _memory_groups(root):
+        with suppress(OSError, ValueError):
+            most = (group / limit).read_text().strip()
+            if most != "max" and int(most) < 2**60:  # version 1 writes a number of pages that no machine has
+                kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                # A cache of files gives way.
+                free.append(int(most) - int((group / usage).read_text()) + int(kept.get(cache, 0)))
+    free += _left_of_limits(root)
+    return max(0, min(free))
+
+
+def _memory_groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:
+    """The control groups of this process for memory, innermost first: folder, names of the files with limit and usage,
+    and name of the cache that gives way in memory.stat."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = ["0::/"]
+    for line in lines:
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if number == "0":
+            mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+            names = ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            mounts = [root / "sys/fs/cgroup/memory"]
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        for mount in mounts:
+            # In a container the path is that of the host, and what is mounted is the group itself.
+            group = mount / path.strip("/")
+            while group != mount and mount in group.parents:
+                yield group, *names
+                group = group.parent
+            yield mount, *names
+
+
+def _left_of_limits(root: Path) -> list[int]:
+    """What `ulimit -v` and `ulimit -d` leave of address space and data."""
+    try:
+        import resource  # not on Windows
+
+        total, _, _, _, _, data, *_ = map(int, (root / "proc/self/statm").read_text().split())
+    except (ImportError, OSError, ValueError):
+        return []
+    limits = ((resource.RLIMIT_AS, total), (resource.RLIMIT_DATA, data))
+    return [
+        most - taken * resource.getpagesize()
+        for limit, taken in limits
+        if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY
+    ]
 
 
 def processor() -> str:
@@ -187,6 +236,35 @@ def read_regular(path: Path | str, most: int) -> bytes:
         if size > most:
             raise UserError(f"{path}: has {size:,} bytes, expected at most {most:,}: give the right file")
         return content
+
+
+def read_json(path: Path, most: int = 16 * 2**20) -> object:
+    """What a JSON file of at most `most` bytes holds.
+
+    Raises:
+        UserError: if it is missing, unreadable, no regular file, too large, nested too deeply, or no JSON: a name
+            twice in an object and halves of characters are none here. NaN and infinity are read.
+    """
+    try:
+        text = read_regular(path, most).decode("utf-8-sig")
+        content = json.loads(text, object_pairs_hook=_object)
+        json.dumps(content, ensure_ascii=False).encode()
+        return content
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file: check the path") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): give a file that may be read") from None
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply: give the file as it was written") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}): give the file as it was written") from None
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return content
 
 
 @contextmanager
@@ -284,15 +362,43 @@ def _damaged(path: Path) -> str:
     return f"{path}: is damaged, cut short, or no file of tensors ({size:,} bytes): use another copy"
 
 
+class _OneLine(logging.Formatter):
+    """A record is one line, whatever the names in it hold (`errors.printable`)."""
+
+    def formatMessage(self, record):
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
 class _Terminal(logging.Handler):
     """Lines on standard output that do not break a progress bar."""
 
+    gone = False
+
     def emit(self, record):
+        if self.gone or sys.stdout is None:
+            return
         try:
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:  # `| head` has seen enough; the run and its log file go on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (OSError, ValueError):  # `| head` has seen enough, or the terminal was closed; the run goes on
+            self.gone = True
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _File(logging.FileHandler):
+    """The log's file. Where the disk is full the run goes on, and the terminal says so once."""
+
+    failed = False
+
+    def handleError(self, record):
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.failed:
+            self.failed = True
+            LOG.warning("%s: cannot be written (%s): lines are missing there", self.baseFilename, error.strerror)
 
 
 def start_log() -> logging.Logger:
@@ -302,15 +408,17 @@ def start_log() -> logging.Logger:
         handler.close()
     LOG.setLevel(logging.INFO if parallel.is_main() else logging.ERROR)
     LOG.propagate = False
-    LOG.addHandler(_Terminal())
+    terminal = _Terminal()
+    terminal.setFormatter(_OneLine())
+    LOG.addHandler(terminal)
     LOG.addHandler(MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False))
     return LOG
 
 
 def log_to(path: Path) -> None:
     """Appends the log to `path` from now on, beginning with the lines since `start_log`."""
-    file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+    file = _File(path, encoding="utf-8", errors="backslashreplace")
+    file.setFormatter(_OneLine("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
     for handler in list(LOG.handlers):
         if isinstance(handler, MemoryHandler):
             handler.setTarget(file)
