@@ -2,13 +2,20 @@
 // `../fused.py` builds this file, calls it and says what it computes. It needs a C++17 compiler with OpenMP and vector
 // extensions (GCC, Clang), and nothing of torch.
 //
+// Feature maps are stored in type S and computed in type T: float and double in themselves, bfloat16 in float. Parameters
+// and what lies between two passes over memory are of type T.
+//
 // Tensors are (n, h, w, c) in memory. A "chunk" is as many channels as one vector register holds; the last chunk of a
 // number of channels that is no multiple of that overlaps the one before, and computes the same values again.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 #include <omp.h>
 
 namespace {
@@ -52,6 +59,51 @@ inline Vec<T> load(const T* from) {
 template <typename T>
 inline void store(T* to, Vec<T> value) {
   std::memcpy(to, &value, sizeof value);
+}
+
+// The upper half of a float.
+struct bfloat16 {
+  uint16_t bits;
+};
+typedef uint16_t Half __attribute__((vector_size(REGISTER / 2)));
+typedef uint32_t Bits __attribute__((vector_size(REGISTER)));
+
+inline Vec<float> load(const bfloat16* from) {
+  Half half;
+  std::memcpy(&half, from, sizeof half);
+  const Bits bits = __builtin_convertvector(half, Bits) << 16;
+  Vec<float> value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Rounds to the nearest, a tie to even; a denormal becomes 0 and a NaN a quiet one, as in VCVTNEPS2BF16.
+inline void store(bfloat16* to, Vec<float> value) {
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+  const __m256bh half = _mm512_cvtneps_pbh((__m512)value);
+#else
+  Bits bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const Bits magnitude = bits & 0x7fffffff;
+  const Bits rounded = bits + 0x7fff + (bits >> 16 & 1);
+  const Bits not_a_number = bits | 0x400000, zero = bits & 0x80000000;
+  const Bits upper = magnitude > 0x7f800000 ? not_a_number : magnitude < 0x800000 ? zero : rounded;
+  const Half half = __builtin_convertvector(upper >> 16, Half);
+#endif
+  std::memcpy(to, &half, sizeof half);
+}
+
+// `count` values, at least as many as a register holds, in the type of the arithmetic.
+template <typename S, typename T>
+inline void widen(const S* from, int64_t count, T* to) {
+  constexpr int64_t lanes = Vector<T>::lanes;
+  if constexpr (std::is_same_v<S, T>)
+    std::memcpy(to, from, count * sizeof(T));
+  else
+    for (int64_t i = 0; i < count; i += lanes) {
+      const int64_t at = std::min(i, count - lanes);
+      store<T>(to + at, load(from + at));
+    }
 }
 
 // Neighbouring channels exchanged: with two channels a group, the group's other one.
@@ -174,10 +226,10 @@ inline Vec<T> prelu(Vec<T> value, Vec<T> slope) {
 // One row of a CFFB's output, columns `begin` to `end`. `input(from)` is where row `from` of the image begins, column 0
 // and channel 0; `out` and `plus`, which may be null, likewise for this row. What lies at `next_in` and `next_out`, if
 // they are not null, will be needed for the next row, and is fetched. `part` holds a branch's part meanwhile.
-template <typename T, int M, typename Input>
+template <typename T, int M, typename Input, typename S>
 inline void cffb_row(const std::vector<Chunk<T, M>>& chunks, int64_t row, int64_t begin, int64_t end, const Sizes& s,
-                     const T* zeros, T* part, const Input& input, T* out, const T* plus, const T* next_in,
-                     const T* next_out) {
+                     const T* zeros, T* part, const Input& input, S* out, const S* plus, const T* next_in,
+                     const S* next_out) {
   constexpr int lanes = Vector<T>::lanes;
   for (const Chunk<T, M>& chunk : chunks) {
     const auto from_chunk = [&](int64_t from) { return input(from) + chunk.start; };
@@ -203,7 +255,7 @@ inline void cffb_row(const std::vector<Chunk<T, M>>& chunks, int64_t row, int64_
         if (next_out) __builtin_prefetch(next_out + place, 1, 2);
         Vec<T> sum = prelu<T>(sums[p], near.slope) + load(part + (at - begin) * lanes);
         if (plus) sum += load(plus + place);
-        store<T>(out + place, sum);
+        store(out + place, sum);
       }
     });
   }
@@ -212,55 +264,67 @@ inline void cffb_row(const std::vector<Chunk<T, M>>& chunks, int64_t row, int64_
 // `stages` CFFBs in a chain, each with its six parameters, plus `plus`. Row after row goes through all of them: what
 // lies between two CFFBs is kept in the cache, as many rows as the dilations reach, and never written to memory. A
 // strip's neighbourhood is computed again for the strip beside it.
-template <typename T, int M>
-void forward(const T* x, const T* const* parameters, int64_t stages, const T* plus, T* y, const Sizes& s) {
+template <typename S, typename T, int M>
+void forward(const S* x, const T* const* parameters, int64_t stages, const S* plus, S* y, const Sizes& s) {
+  constexpr bool widens = !std::is_same_v<S, T>;  // then the first CFFB's input is kept too, once for all its taps
   std::vector<std::vector<Chunk<T, M>>> all;
   for (int64_t k = 0; k < stages; ++k) all.push_back(chunks<false, T, M>(parameters + 6 * k, s));
   const std::vector<T> zeros(s.row());
   const int64_t reach = std::max(s.rate[0], s.rate[1]), ring = 2 * reach + 1, group = P * s.rate[1];
-  const int64_t budget = stages == 1 ? STRIP : CHAIN_STRIP;
+  const int64_t budget = stages == 1 ? STRIP : CHAIN_STRIP, rings = stages - 1 + widens;
   const int64_t strip = std::max<int64_t>(1, budget / (s.c * sizeof(T)) / group) * group;
   // Columns that a stage computes on either side of a strip: at least those that later ones need, and whole groups.
   const auto halo = [&](int64_t k) { return (2 * (stages - 1 - k) * reach + group - 1) / group * group / 2; };
   const int64_t slack = halo(0) + (P + 1) * reach, kept_row = (strip + 2 * slack) * s.c;
 #pragma omp parallel
   {
-    std::vector<T> part((strip + 2 * halo(0)) * Vector<T>::lanes), buffer((stages - 1) * ring * kept_row);
+    std::vector<T> part((strip + 2 * halo(0)) * Vector<T>::lanes), buffer(rings * ring * kept_row);
     const int64_t rows_in_all = s.n * s.h, thread = omp_get_thread_num(), threads = omp_get_num_threads();
     const int64_t first = rows_in_all * thread / threads, last = rows_in_all * (thread + 1) / threads;
     for (int64_t left = 0; left < s.w; left += strip) {
       const int64_t right = std::min(left + strip, s.w);
-      // Where row `row` of a stage's output is kept; only the strip and its surroundings are there.
+      // Where row `row` of a stage's input is kept; only the strip and its surroundings are there.
       const auto kept = [&](int64_t stage, int64_t row) {
-        return buffer.data() + (stage * ring + row % ring) * kept_row + (slack - left) * s.c;
+        return buffer.data() + ((stage - !widens) * ring + row % ring) * kept_row + (slack - left) * s.c;
       };
       for (int64_t begun = first, bottom; begun < last; begun += bottom - begun % s.h) {
         const int64_t top = begun % s.h, image = (begun - top) * s.row();
         bottom = std::min(s.h, top + last - begun);
         const int64_t before = (stages - 1) * reach;
+        int64_t widened = std::max<int64_t>(0, std::max<int64_t>(0, top - before) - reach);  // rows that are kept
         for (int64_t step = top - before; step < bottom + before; ++step)
           for (int64_t k = 0; k < stages; ++k) {
             const int64_t row = step - k * reach, margin = (stages - 1 - k) * reach;
             if (row < std::max<int64_t>(0, top - margin) || row >= std::min(s.h, bottom + margin)) continue;
-            const bool from_memory = k == 0, to_memory = k == stages - 1;
-            const auto input = [&](int64_t from) -> const T* {
-              return from_memory ? x + image + from * s.row() : kept(k - 1, from);
-            };
+            const int64_t begin = std::max<int64_t>(0, left - halo(k)), end = std::min(s.w, right + halo(k));
             const int64_t at = image + row * s.row();
-            const bool below = row + reach + 1 < s.h;
-            cffb_row<T, M>(all[k], row, std::max<int64_t>(0, left - halo(k)), std::min(s.w, right + halo(k)), s,
-                           zeros.data(), part.data(), input, to_memory ? y + at : kept(k, row),
-                           to_memory && plus ? plus + at : nullptr,
-                           from_memory && below ? x + at + (reach + 1) * s.row() : nullptr,
-                           to_memory && row + 1 < s.h ? y + at + s.row() : nullptr);
+            const T* next_in = nullptr;
+            if constexpr (widens) {
+              const int64_t from = std::max<int64_t>(0, begin - reach), to = std::min(s.w, end + reach);
+              for (; k == 0 && widened <= std::min(row + reach, s.h - 1); ++widened)
+                widen(x + image + widened * s.row() + from * s.c, (to - from) * s.c, kept(0, widened) + from * s.c);
+            } else if (k == 0 && row + reach + 1 < s.h) {
+              next_in = x + at + (reach + 1) * s.row();
+            }
+            const auto input = [&](int64_t from) -> const T* {
+              if constexpr (!widens)
+                if (k == 0) return x + image + from * s.row();
+              return kept(k, from);
+            };
+            if (k == stages - 1)
+              cffb_row<T, M>(all[k], row, begin, end, s, zeros.data(), part.data(), input, y + at,
+                             plus ? plus + at : nullptr, next_in, row + 1 < s.h ? y + at + s.row() : nullptr);
+            else
+              cffb_row<T, M, decltype(input), T>(all[k], row, begin, end, s, zeros.data(), part.data(), input,
+                                                 kept(k + 1, row), nullptr, next_in, nullptr);
           }
       }
     }
   }
 }
 
-template <typename T, int M>
-void backward(const T* x, const T* const* parameters, const T* grad_y, T* grad_x, T* const* grads, const Sizes& s) {
+template <typename S, typename T, int M>
+void backward(const S* x, const T* const* parameters, const S* grad_y, S* grad_x, T* const* grads, const Sizes& s) {
   constexpr int lanes = Vector<T>::lanes;
   const auto all = chunks<false, T, M>(parameters, s), back = chunks<true, T, M>(parameters, s);
   const int64_t reach = std::max(s.rate[0], s.rate[1]), ring = 2 * reach + 1;
@@ -280,7 +344,7 @@ void backward(const T* x, const T* const* parameters, const T* grad_y, T* grad_x
     T* const part = parts.data();
     const auto kept = [&](int b, int64_t row) { return &buffer[(b * ring + row % ring) * padded + reach * s.c]; };
     const auto keep_input = [&](int64_t image, int64_t row) {
-      if (row >= 0 && row < s.h) std::memcpy(kept(2, row), x + image + row * s.row(), s.row() * sizeof(T));
+      if (row >= 0 && row < s.h) widen(x + image + row * s.row(), s.row(), kept(2, row));
     };
 #pragma omp for schedule(dynamic)
     for (int64_t band = 0; band < s.n * bands; ++band) {
@@ -293,7 +357,7 @@ void backward(const T* x, const T* const* parameters, const T* grad_y, T* grad_x
         for (size_t q = 0; q < all.size() && row < s.h; ++q) {
           const int64_t start = all[q].start;
           const auto input = [&](int64_t from) { return kept(2, from) + start; };
-          const T* grad_row = grad_y + image + row * s.row() + start;
+          const S* grad_row = grad_y + image + row * s.row() + start;
           for (int b = 0; b < 2; ++b) {
             const Branch<T, M> branch = all[q].branch[b];
             const Rows<T> rows = rows_around<T>(row, s.rate[b], &zeros[reach * s.c], s, input);
@@ -330,7 +394,7 @@ void backward(const T* x, const T* const* parameters, const T* grad_y, T* grad_x
         const int64_t done = row - reach;  // the row of the input's gradient that has all it needs now
         if (done < top) continue;
         for (const Chunk<T, M>& chunk : back) {
-          T* const grad_row = grad_x + image + done * s.row() + chunk.start;
+          S* const grad_row = grad_x + image + done * s.row() + chunk.start;
           for (int b = 1; b >= 0; --b) {
             const Branch<T, M> branch = chunk.branch[b];
             const auto output = [&](int64_t from) { return kept(b, from) + chunk.start; };
@@ -344,7 +408,7 @@ void backward(const T* x, const T* const* parameters, const T* grad_y, T* grad_x
                 if (b == 1)
                   store<T>(part + at * lanes, out[p]);
                 else
-                  store<T>(grad_row + at * s.c, out[p] + load(part + at * lanes));
+                  store(grad_row + at * s.c, Vec<T>(out[p] + load(part + at * lanes)));
               }
             });
           }
@@ -376,8 +440,8 @@ void backward(const T* x, const T* const* parameters, const T* grad_y, T* grad_x
 
 // Mean and variance (divided by h * w) of each channel of each image. Sums are taken of the differences to the first
 // pixel, so that a small variance beside a large mean is not lost, row by row in T and over rows in double.
-template <typename T>
-void var_mean(const T* x, T* variance, T* mean, const Sizes& s) {
+template <typename S, typename T>
+void var_mean(const S* x, T* variance, T* mean, const Sizes& s) {
   constexpr int lanes = Vector<T>::lanes;
   std::vector<double> sums(s.n * s.h * s.c * 2);
 #pragma omp parallel for schedule(static)
@@ -405,31 +469,35 @@ void var_mean(const T* x, T* variance, T* mean, const Sizes& s) {
         sum += sums[2 * (row * s.c + c)];
         square += sums[2 * (row * s.c + c) + 1];
       }
+      const int64_t start = std::min(c, s.c - lanes);
       const double pixels = s.h * s.w, difference = sum / pixels;
-      mean[image * s.c + c] = x[image * s.h * s.row() + c] + difference;
+      mean[image * s.c + c] = load(x + image * s.h * s.row() + start)[c - start] + difference;
       variance[image * s.c + c] = std::max(0.0, square / pixels - difference * difference);
     }
 }
 
 }  // namespace
 
-// The functions that fused.py calls. `parameters` and `grads`: weight (c, m, 3, 3), bias (c) and slope (c) of the first
-// branch, then of the second; in the forward pass of each of `stages` CFFBs. `sizes`: n, h, w, c >= 16, channels a group m, both dilations. `plus` may be null.
-#define FUNCTIONS(NAME, T)                                                                                            \
-  extern "C" void cffb_forward_##NAME(const T* x, const T* const* parameters, int64_t stages, const T* plus, T* y,    \
+// The functions that fused.py calls, for maps of type S and parameters of type T. `parameters` and `grads`: weight
+// (c, m, 3, 3), bias (c) and slope (c) of the first branch, then of the second; in the forward pass of each of `stages`
+// CFFBs. `sizes`: n, h, w, c >= 16, channels a group m, both dilations. `plus` may be null.
+#define FUNCTIONS(NAME, S, T)                                                                                         \
+  extern "C" void cffb_forward_##NAME(const S* x, const T* const* parameters, int64_t stages, const S* plus, S* y,    \
                                       const int64_t* i) {                                                             \
     const Sizes s{i[0], i[1], i[2], i[3], {i[5], i[6]}};                                                              \
-    i[4] == 1 ? forward<T, 1>(x, parameters, stages, plus, y, s) : forward<T, 2>(x, parameters, stages, plus, y, s);  \
+    i[4] == 1 ? forward<S, T, 1>(x, parameters, stages, plus, y, s)                                                   \
+              : forward<S, T, 2>(x, parameters, stages, plus, y, s);                                                  \
   }                                                                                                                   \
-  extern "C" void cffb_backward_##NAME(const T* x, const T* const* parameters, const T* grad_y, T* grad_x,            \
+  extern "C" void cffb_backward_##NAME(const S* x, const T* const* parameters, const S* grad_y, S* grad_x,            \
                                        T* const* grads, const int64_t* i) {                                           \
     const Sizes s{i[0], i[1], i[2], i[3], {i[5], i[6]}};                                                              \
-    i[4] == 1 ? backward<T, 1>(x, parameters, grad_y, grad_x, grads, s)                                               \
-              : backward<T, 2>(x, parameters, grad_y, grad_x, grads, s);                                              \
+    i[4] == 1 ? backward<S, T, 1>(x, parameters, grad_y, grad_x, grads, s)                                            \
+              : backward<S, T, 2>(x, parameters, grad_y, grad_x, grads, s);                                           \
   }                                                                                                                   \
-  extern "C" void var_mean_##NAME(const T* x, T* variance, T* mean, const int64_t* i) {                               \
-    var_mean<T>(x, variance, mean, {i[0], i[1], i[2], i[3], {1, 1}});                                                 \
+  extern "C" void var_mean_##NAME(const S* x, T* variance, T* mean, const int64_t* i) {                               \
+    var_mean<S, T>(x, variance, mean, {i[0], i[1], i[2], i[3], {1, 1}});                                              \
   }
 
-FUNCTIONS(float32, float)
-FUNCTIONS(float64, double)
+FUNCTIONS(bfloat16, bfloat16, float)
+FUNCTIONS(float32, float, float)
+FUNCTIONS(float64, double, double)
