@@ -93,7 +93,7 @@ def _is_branch(branch: nn.Module, x: torch.Tensor) -> bool:
 def cffb(x: torch.Tensor, *branches: nn.Sequential, plus: torch.Tensor | None = None) -> torch.Tensor:
     """A CFFB, near(x) + far(x), or a chain of them, and + `plus` if it is given; only where `fits` says so.
 
-    One pass for each CFFB where gradients are wanted, otherwise one for all of them.
+    One pass over memory for all of them; where gradients are wanted, it writes what lies between them too.
 
     Args:
         x: (N, C, H, W) of any layout, any H, W.
@@ -102,13 +102,13 @@ def cffb(x: torch.Tensor, *branches: nn.Sequential, plus: torch.Tensor | None = 
     Returns:
         (N, C, H, W), channels last in memory. Differentiable once.
     """
-    if torch.is_grad_enabled() and len(branches) > 2:
-        *first, near, far = branches
-        return cffb(cffb(x, *first), near, far, plus=plus)
     x = x.to(_dtype_of_maps(x))
     plus = None if plus is None else plus.to(x.dtype)
     parameters = [tensor for conv, act in branches for tensor in (kernel_of(conv), conv.bias, act.weight)]
-    return torch.ops.krgn.cffb(x, parameters, [branch[0].dilation[0] for branch in branches[:2]], plus)
+    dilations = [branch[0].dilation[0] for branch in branches[:2]]
+    tensors = [tensor for tensor in (x, plus, *parameters) if tensor is not None]
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return torch.ops.krgn.cffb(x, parameters, dilations, plus, keep)[-1]
 
 
 def var_mean(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,13 +129,13 @@ def _arithmetic(dtype: torch.dtype) -> torch.dtype:
 
 
 # --- the operators; `parameters` are weight (C, C/groups, 3, 3), bias (C) and slope (C) of both branches of a CFFB,
-# and, where no gradient is wanted, of those that follow it. Maps in half precision may have parameters in float32, of
+# and of those that follow it. `cffb` returns the last one's output, with `keep` those of all. Maps in half precision may have parameters in float32, of
 # an autocast, which stay as they are ---
 
 
 # Not torch.library.custom_op: its functions import torch's compiler at their first call, a second of each start.
 _DEFINED = {
-    "cffb": "(Tensor x, Tensor[] parameters, int[] dilations, Tensor? plus) -> Tensor",
+    "cffb": "(Tensor x, Tensor[] parameters, int[] dilations, Tensor? plus, bool keep) -> Tensor[]",
     "cffb_backward": "(Tensor grad, Tensor x, Tensor[] parameters, int[] dilations) -> Tensor[]",
     "var_mean": "(Tensor x) -> Tensor[]",
 }
@@ -145,22 +145,28 @@ for _name, _schema in _DEFINED.items():
 
 @torch.library.impl("krgn::cffb", "cpu")
 def _forward(
-    x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int], plus: torch.Tensor | None
-) -> torch.Tensor:
+    x: torch.Tensor,
+    parameters: Sequence[torch.Tensor],
+    dilations: Sequence[int],
+    plus: torch.Tensor | None,
+    keep: bool,
+) -> list[torch.Tensor]:
     x, plus, parameters = _laid_out(x, plus, _widened(parameters, x))
-    y = torch.empty_like(x)
-    stages = ctypes.c_int64(len(parameters) // 6)
-    _function("forward", x)(_at(x), _each(parameters), stages, _at(plus), _at(y), _sizes(x, parameters, dilations))
-    return y
+    stages = len(parameters) // 6
+    outputs = [torch.empty_like(x) if keep or stage == stages - 1 else None for stage in range(stages)]
+    sizes = _sizes(x, parameters, dilations)
+    _function("forward", x)(_at(x), _each(parameters), ctypes.c_int64(stages), _at(plus), _each(outputs), sizes)
+    return [output for output in outputs if output is not None]
 
 
 @torch.library.impl("krgn::cffb", "cuda")
-def _(x, parameters, dilations, plus):
+def _(x, parameters, dilations, plus, keep):
     from model import fused_gpu  # Triton, which only torch's CUDA builds bring
 
     x, plus, parameters = _laid_out(x, plus, parameters)
     with torch.cuda.device(x.device):
-        return fused_gpu.forward(x, parameters, dilations, plus)
+        outputs = fused_gpu.forward(x, parameters, dilations, plus)
+    return outputs if keep else outputs[-1:]
 
 
 @torch.library.impl("krgn::cffb_backward", "cpu")
@@ -185,8 +191,9 @@ def _(grad, x, parameters, dilations):
 
 
 @torch.library.register_fake("krgn::cffb")
-def _(x, parameters, dilations, plus):
-    return torch.empty_like(x, memory_format=torch.channels_last)
+def _(x, parameters, dilations, plus, keep):
+    count = len(parameters) // 6 if keep else 1
+    return [torch.empty_like(x, memory_format=torch.channels_last) for _ in range(count)]
 
 
 @torch.library.register_fake("krgn::cffb_backward")
@@ -196,17 +203,29 @@ def _(grad, x, parameters, dilations):
 
 
 def _keep(ctx, inputs, output):
-    x, parameters, ctx.dilations, plus = inputs
-    ctx.plus = plus is not None
-    ctx.save_for_backward(x, *parameters)
+    x, parameters, ctx.dilations, plus, _ = inputs
+    ctx.plus, ctx.stages = plus is not None, len(parameters) // 6
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, *output[:-1], *parameters)
 
 
-def _differentiate(ctx, grad):
-    x, *parameters = ctx.saved_tensors
-    if len(parameters) != 6:
-        raise NotImplementedError("a chain of CFFBs has no gradient: call one after the other")
-    grad_x, *grads = torch.ops.krgn.cffb_backward(grad, x, parameters, ctx.dilations)
-    return grad_x, grads, None, grad if ctx.plus else None
+def _differentiate(ctx, grads):
+    *between, last = grads
+    stages = ctx.stages
+    if any(grad is not None for grad in between):
+        raise NotImplementedError("only the last CFFB's output of a chain has a gradient")
+    inputs, parameters = ctx.saved_tensors[: -6 * stages], ctx.saved_tensors[-6 * stages :]
+    if len(inputs) < stages:
+        raise NotImplementedError("a chain of CFFBs that were not kept has no gradient: call it with keep=True")
+    if last is None:
+        return None, [None] * len(parameters), None, None, None
+    grad, of_parameters = last, []
+    for stage in reversed(range(stages)):
+        grad, *own = torch.ops.krgn.cffb_backward(
+            grad, inputs[stage], parameters[6 * stage : 6 * stage + 6], ctx.dilations
+        )
+        of_parameters = own + of_parameters
+    return grad, of_parameters, None, last if ctx.plus else None, None
 
 
 torch.library.register_autograd("krgn::cffb", _differentiate, setup_context=_keep)
@@ -215,7 +234,7 @@ torch.library.register_autograd("krgn::cffb", _differentiate, setup_context=_kee
 @torch.library.impl("krgn::var_mean", "cpu")
 def _var_mean(x: torch.Tensor) -> list[torch.Tensor]:
     x = _channels_last(x)
-    variance, mean = x.new_empty((2, *x.shape[:2], 1, 1), dtype=_arithmetic(x.dtype))
+    variance, mean = (x.new_empty((*x.shape[:2], 1, 1), dtype=_arithmetic(x.dtype)) for _ in range(2))
     getattr(library(), f"var_mean_{DTYPES[x.dtype]}")(_at(x), _at(variance), _at(mean), (ctypes.c_int64 * 4)(*_nhwc(x)))
     return [variance, mean]
 
@@ -271,8 +290,8 @@ def _at(tensor: torch.Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-def _each(tensors: Sequence[torch.Tensor]) -> ctypes.Array:
-    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+def _each(tensors: Sequence[torch.Tensor | None]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*(_at(tensor) for tensor in tensors))
 
 
 def _sizes(x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int]) -> ctypes.Array:
@@ -351,7 +370,10 @@ def _difference(device: str) -> float:
         expected = expected + torch.nn.functional.prelu(convolved, slope)
     wanted = [expected, *torch.autograd.grad(expected, [x, *parameters], grad)]
     there, *rest, grad = (tensor.detach().to(device) for tensor in tensors)
-    got = [torch.ops.krgn.cffb(there, rest, [1, 3], None), *torch.ops.krgn.cffb_backward(grad, there, rest, [1, 3])]
+    got = [
+        *torch.ops.krgn.cffb(there, rest, [1, 3], None, True),
+        *torch.ops.krgn.cffb_backward(grad, there, rest, [1, 3]),
+    ]
     return max((a.cpu() - b).abs().max().item() for a, b in zip(got, wanted, strict=True))
 
 
