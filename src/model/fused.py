@@ -128,9 +128,9 @@ def _arithmetic(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-# --- the operators; `parameters` are weight (C, C/groups, 3, 3), bias (C) and slope (C) of both branches of a CFFB,
-# and of those that follow it. `cffb` returns the last one's output, with `keep` those of all. Maps in half precision may have parameters in float32, of
-# an autocast, which stay as they are ---
+# --- the operators; `parameters` are weight (C, C/groups, 3, 3), bias (C) and slope (C) of both branches of a CFFB, and
+# of those that follow it. `cffb` returns the last one's output, with `keep` those of all. Maps in half precision may
+# have parameters in float32, of an autocast, which stay as they are ---
 
 
 # Not torch.library.custom_op: its functions import torch's compiler at their first call, a second of each start.
