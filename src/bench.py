@@ -298,7 +298,7 @@ class Published(KRGN):
     """KRGN as released: all blocks' outputs are concatenated before they are fused."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shallow = self.head_conv(self.sub_mean(x))
+        shallow = self.shallow(x)
         features = torch.cat(list(self.features(shallow)), dim=1)
         return self.tail(self.features_fusion_module[0](features), shallow)
 
