@@ -32,7 +32,7 @@ from errors import UserError
 from errors import run as run_program
 from model.krgn import KRGN
 from optimisation import make_optimizer
-from option import Parser, number, parse_args, whole_number
+from option import Parser, number, parse_args, path_flag, whole_number
 from tables import as_text, read_csv, refuse_foreign, write_all
 from utility import choose_device, git_commit, keep_memory, processor, timed, write_bytes
 
@@ -88,7 +88,7 @@ def build_parser() -> Parser:
     """The command line of this program."""
     parser = Parser(prog="ablation.py", description="Plain against recalibrated kernels, over several seeds.")
     count = whole_number(1)
-    parser.add_argument("--dir_data", required=True, metavar="DIR", help="folder of the data sets")
+    parser.add_argument("--dir_data", required=True, metavar="DIR", type=path_flag, help="folder of the data sets")
     parser.add_argument("--data_train", default="DIV2K", metavar="A", help="training set (default DIV2K)")
     parser.add_argument("--data_test", default="Kodak24", metavar="A", help="set that is scored (default Kodak24)")
     parser.add_argument("--scale", type=count, default=2, metavar="S", help="upscaling factor (default 2)")
@@ -104,9 +104,13 @@ def build_parser() -> Parser:
     parser.add_argument("--n_threads", default="1", metavar="N", help="processes that load data (default 1)")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     parser.add_argument(
-        "--dir_experiment", default=str(SRC.parent / "experiment/ablation"), metavar="DIR", help="folder of the runs"
+        "--dir_experiment",
+        default=str(SRC.parent / "experiment/ablation"),
+        metavar="DIR",
+        type=path_flag,
+        help="folder of the runs",
     )
-    parser.add_argument("--out", metavar="STEM", help="write STEM.md, .csv, .json, .tex and .png")
+    parser.add_argument("--out", metavar="STEM", type=path_flag, help="write STEM.md, .csv, .json, .tex and .png")
     return parser
 
 

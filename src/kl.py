@@ -30,7 +30,7 @@ from model import MODELS
 from model.checkpoint import Checkpoint, model_of, rebuild, unpack
 from model.recalibration import fold
 from model.tiling import Tiles
-from option import Parser, number, weights_file
+from option import Parser, number, path_flag, weights_file
 from tables import csv_text
 from utility import load_tensors, start_log, write_bytes
 
@@ -52,7 +52,9 @@ def build_parser() -> Parser:
         metavar="FILE",
         help="checkpoint, best in training form; of several ones, in the order of training, the last is looked at",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the figures and their numbers")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", type=path_flag, help="folder for the figures and their numbers"
+    )
     parser.add_argument(
         "--blocks", metavar="B+B", help="blocks (PMRBs) from 1 on, as in 1+2+4 (default: those of 1+2+4+5+6 that exist)"
     )

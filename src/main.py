@@ -63,5 +63,4 @@ def main(args: Options) -> None:
 
 
 if __name__ == "__main__":
-    options = parse_args()
-    run(lambda: main(options))
+    run(lambda: main(parse_args()))

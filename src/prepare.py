@@ -20,7 +20,7 @@ from data.arrange import Set, Target, copy_all, is_name, locate, lr_images, plan
 from data.sources import open_source
 from data.srdata import checked, make_lr, match
 from errors import UserError, run
-from option import Parser, whole_number
+from option import Parser, path_flag, whole_number
 from option import build_parser as main_parser
 from utility import start_log
 
@@ -36,12 +36,14 @@ def build_parser() -> Parser:
         "sources",
         nargs="+",
         metavar="SOURCE",
+        type=path_flag,
         help="a folder of images or an archive (.zip, .tar, .tar.gz): DIV2K, benchmark sets, images of your own",
     )
     parser.add_argument(
         "--dir_data",
         default=main_parser().get_default("dir_data"),
         metavar="DIR",
+        type=path_flag,
         help="folder of the data sets, as main.py takes it (default: dataset/ beside src/)",
     )
     parser.add_argument(

@@ -29,7 +29,7 @@ from data import resize, usable_cores
 from data.image import for_each, read_image, write_png
 from errors import UserError, printable, run
 from metrics import protocol, psnr_ssim, rgb_to_y
-from option import Parser, whole_number
+from option import Parser, path_flag, whole_number
 from tables import read_csv
 from utility import read_json, read_regular, write_bytes
 
@@ -55,8 +55,12 @@ def build_parser() -> Parser:
         metavar="EXPERIMENT",
         help="folder of a test with --save_results --save_gt; NAME=FOLDER shows it under another name",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the page; one made before is renewed")
-    parser.add_argument("--table", metavar="FILE", help="table that tabulate.py wrote as JSON, in place of the means")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", type=path_flag, help="folder of the page; one made before is renewed"
+    )
+    parser.add_argument(
+        "--table", metavar="FILE", type=path_flag, help="table that tabulate.py wrote as JSON, in place of the means"
+    )
     parser.add_argument("--title", metavar="TEXT", help="heading of the page (default: the experiments' names)")
     parser.add_argument(
         "--figure",
@@ -120,7 +124,7 @@ def read_all(texts: list[str]) -> list[Tested]:
         if not found or Path(text).is_dir():
             folder = text
             name = Path(folder).resolve().name
-        tested.append(_read_tested(name, Path(folder)))
+        tested.append(_read_tested(name, Path(path_flag(folder))))
     names = [BICUBIC, HR, *(one.name for one in tested)]
     for name in names:
         if names.count(name) > 1 or not name:

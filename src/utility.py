@@ -10,12 +10,14 @@ import os
 import pickle
 import platform
 import random
+import re
 import stat
 import subprocess
 import sys
 import time
 import uuid
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
@@ -271,12 +273,52 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
 def atomic_path(path: Path):
     """Yields a temporary path beside `path` that takes its place when the block ends well, and is removed if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    # Of a length of its own, as the target's name may be as long as a name can be.
+    temporary = path.with_name(f".krgn-{_place()}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_TEMPORARY = re.compile(r"\.krgn-([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.tmp|\..+\.[0-9a-f]{32}\.tmp")  # the second: once
+
+
+@functools.cache
+def _place() -> str:
+    """Where process numbers mean the same: the machine, since it was started, and the container."""
+    said = [platform.node()]
+    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text(), lambda: os.readlink("/proc/self/ns/pid")):
+        with suppress(OSError):
+            said.append(read())
+    return f"{zlib.crc32(' '.join(said).encode()):08x}"
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file has a name as `atomic_path` gives them."""
+    return bool(_TEMPORARY.fullmatch(path.name))
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes from `folder` the temporary files of processes that are gone; of other machines, those of an hour ago."""
+    for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+        if not (found := _TEMPORARY.fullmatch(path.name)):
+            continue
+        with suppress(OSError):
+            here = found[1] == _place()
+            if not (_runs(int(found[2])) if here else time.time() - path.stat().st_mtime < 3600):
+                path.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is somebody else's
+        return True
+    return True
 
 
 def write_bytes(path: Path, content: bytes) -> None:

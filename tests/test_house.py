@@ -26,7 +26,7 @@ from option import build_parser
 LEVELS = [
     {"errors", "metrics", "figures", "board"},
     {"option", "parallel", "model", "loss", "optimisation"},
-    {"utility"},
+    {"utility", "statecheck"},
     {"folded", "tables"},
     {"data", "experiment"},
     {"evaluate", "formats"},

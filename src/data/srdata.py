@@ -224,11 +224,15 @@ class TrainSet(Dataset):
 
     def __getitems__(self, numbers: Sequence[int]) -> tuple[torch.Tensor, list[str]]:
         """The samples of these numbers as one block of bytes, which `unpack` takes apart, and their images' names."""
-        block = torch.empty(len(numbers) * self._sample_bytes(), dtype=torch.uint8)
+        block, shared = torch.empty(len(numbers) * self._sample_bytes(), dtype=torch.uint8), True
         if get_worker_info() is not None:
-            block.share_memory_()  # written where the other process reads it
+            try:
+                block.share_memory_()  # written where the other process reads it
+            except RuntimeError:  # a container's small /dev/shm is full
+                shared = False
         lr, hr = (part.numpy() for part in self.unpack(block))
-        return block, [self._cut(k, lr[position], hr[position]) for position, k in enumerate(numbers)]
+        names = [self._cut(k, lr[position], hr[position]) for position, k in enumerate(numbers)]
+        return (block if shared else block.numpy()), names  # an array goes through the pipe itself
 
     def unpack(self, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The LR and HR patches of a batch, (N, n_colors, p/scale, p/scale) and (N, n_colors, p, p), as views of it."""
