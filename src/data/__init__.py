@@ -1,6 +1,7 @@
 """Data for a run: `build_test_sets` and `train_batches`, from the options to uint8 batches."""
 
 import itertools
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from data import benchmark, demo, div2k
 from data.degradation import Degradation
 from data.srdata import ImageSet, TestSet, TrainSet, cached, pair_up
 from errors import UserError
+
+log = logging.getLogger("krgn")
 
 
 def build_train_set(args) -> TrainSet:
@@ -166,7 +169,9 @@ def _end_workers(batches) -> None:
 
 def _image_set(args, name: str, root: Path, located: div2k.Located) -> ImageSet:
     n_threads = max(args.n_threads, 1)
-    pairs = pair_up(located.hr, located.lr_folder, args.scale, n_threads, base=located.base)
+    if located.skipped:
+        log.info("%s: %s", root, located.skipped)
+    pairs = pair_up(located.hr, located.lr_folder, args.scale, n_threads, located.base, located.low)
     if args.ext == "img":
         return ImageSet(name, pairs)
     return cached(ImageSet(name, pairs), root, reset=args.ext == "sep_reset", n_threads=n_threads)

@@ -12,10 +12,10 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data import benchmark, div2k, layouts
+from data import benchmark, div2k, layouts, pairing
 from data import image as files
+from data.listing import is_image
 from data.sources import Member, Source
-from data.srdata import name_of
 from errors import UserError
 from utility import write_bytes
 
@@ -67,11 +67,22 @@ def place(dir_data: Path, name: str, for_tests: bool) -> Set:
     try:
         located = locate(root, for_tests)
         hr_folder, lr_folder = located.base, located.lr_folder
-        hr = {name_of(path, located.base): path for path in located.hr}
-    except UserError:  # nothing there yet
+        hr = {located.name_of(path): path for path in located.hr}
+        others = _low_images(located)
+    except div2k.NoImagesError:  # nothing there yet
         stem = "" if for_tests else f"{name}_train_"
-        hr_folder, lr_folder, hr = root / f"{stem}HR", root / f"{stem}LR_bicubic", {}
-    return Set(name, for_tests, root, hr_folder, lr_folder, hr, lr_images(lr_folder))
+        hr_folder, lr_folder, hr, others = root / f"{stem}HR", root / f"{stem}LR_bicubic", {}, {}
+    return Set(name, for_tests, root, hr_folder, lr_folder, hr, others | lr_images(lr_folder))
+
+
+def _low_images(located: div2k.Located) -> dict[tuple[int, str], Path]:
+    """(scale, name) -> file, of LR images in places of the user's own."""
+    found = {}
+    scales = {file.scale for file in located.low.files}
+    for scale in range(2, 10) if None in scales else sorted(scales):
+        for path, kinds in pairing.nearest(located.low, scale, files.read_size).of.items():
+            found[scale, located.name_of(path)] = kinds.get("bicubic", next(iter(kinds.values())))[0]
+    return found
 
 
 def lr_images(lr_folder: Path) -> dict[tuple[int, str], Path]:
@@ -79,7 +90,7 @@ def lr_images(lr_folder: Path) -> dict[tuple[int, str], Path]:
     found = {}
     for path in sorted(lr_folder.glob("X[2-9]/*")):
         scale = int(path.parent.name[1:])
-        if path.suffix.lower() in files.SUFFIXES and path.stem.endswith(f"x{scale}") and path.name[0] != ".":
+        if is_image(path.name) and path.stem.endswith(f"x{scale}") and path.name[0] != ".":
             found[scale, path.stem.removesuffix(f"x{scale}")] = path
     return found
 

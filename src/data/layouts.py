@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from data.image import SUFFIXES
+from data.listing import is_image
 
 BENCHMARKS = {
     "set5": "Set5",
@@ -94,7 +94,7 @@ def recognise(name: str, paths: list[PurePosixPath], *, is_archive: bool = False
     passed_over: Counter[str] = Counter()
     images = []
     for path in paths:
-        if path.suffix.lower() not in SUFFIXES:
+        if not is_image(path.name):
             passed_over[f"no images (*{path.suffix.lower() or path.name})"] += 1
         elif "bin" in path.parts[:-1]:
             passed_over["in bin/, which holds what is made of a set"] += 1
