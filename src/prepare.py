@@ -7,6 +7,7 @@ interrupted one stopped. What is wrong with single images is named at the end, a
 """
 
 import argparse
+import errno
 import logging
 import re
 from collections import Counter
@@ -18,8 +19,8 @@ from data import image as files
 from data import usable_cores
 from data.arrange import Set, Target, copy_all, is_name, locate, lr_images, plan
 from data.sources import open_source
-from data.srdata import checked, make_lr, match
-from errors import UserError, run
+from data.srdata import checked, make_lr, match, too_long
+from errors import UserError, printable, run
 from option import Parser, whole_number
 from option import build_parser as main_parser
 from utility import start_log
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         for each in sets:
             complete(each, args.scale, args.n_threads, problems)
     for problem in problems:
-        log.info("wrong: %s", " ".join(problem.split()))
+        log.info("wrong: %s", printable(" ".join(problem.split())))
     if problems:
         raise UserError(
             f"{len(problems)} {'things are' if len(problems) > 1 else 'thing is'} wrong, named above: "
@@ -133,7 +134,7 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
     try:
         located = locate(each.root, each.for_tests)
         pairs = {
-            scale: match(located.hr, each.lr_folder, scale, located.base)
+            scale: match(located.hr, each.lr_folder, scale, located.base, located.low, strict=False)
             for scale in sorted({*scales, *(scale for scale, _ in lr)})
         }
     except UserError as error:  # nothing could be used, or two images have one name
@@ -172,6 +173,8 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
         files.for_each(finish, list(range(len(located.hr))), n_threads=n_threads, title=each.name)
     except OSError as error:
         path = Path(error.filename or each.root)
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(too_long(path)) from None
         path = path.parent if path.suffix == ".tmp" else path
         raise UserError(
             f"{path}: cannot be written ({error.strerror}): free the disk, change its "

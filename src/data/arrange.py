@@ -6,20 +6,26 @@
 Nothing is overwritten. What is wrong with single files is collected as text and never stops the other files.
 """
 
+import functools
 import logging
 import re
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data import benchmark, div2k, layouts, pairing
 from data import image as files
-from data.listing import is_image
+from data.listing import Listing, is_image
 from data.sources import Member, Source
-from errors import UserError
+from errors import UserError, printable
 from utility import write_bytes
 
 log = logging.getLogger("krgn")
+
+MOST_BYTES = 1 << 30  # of files and their pixels that are in memory at once
 
 
 @dataclass(frozen=True)
@@ -113,8 +119,11 @@ def plan(
         raise UserError(f"--name {name}: SOURCE holds sets to train on and to test on: add --benchmark or --train")
     hr = {(*_set_of(image), image.name): member for member, image in found if not image.lr}
     targets: dict[tuple, Target] = {}
+    there = {key: _in_place(each) for key, each in sets.items()}
     for member, image in found:
         each, scale = sets[_set_of(image)], None
+        if member.file and (known := there[_set_of(image)].get(_real(member.file))):  # it has its place and its name
+            image = replace(image, scale=known[0] or image.scale, name=known[1])
         if image.lr:
             try:
                 scale = image.scale or measured_scale(member, each, image.name, hr.get((*_set_of(image), image.name)))
@@ -123,11 +132,27 @@ def plan(
                 continue
         key = (each.root, scale, image.name)
         if key not in targets:
-            there = each.lr.get((scale, image.name)) if scale else each.hr.get(image.name)
+            old = each.lr.get((scale, image.name)) if scale else each.hr.get(image.name)
             new = each.lr_folder / f"X{scale}" / f"{image.name}x{scale}" if scale else each.hr_folder / image.name
-            targets[key] = Target(there or new, there is not None, each, image.name, scale)
+            targets[key] = Target(old or new, old is not None, each, image.name, scale)
         targets[key].candidates.append((member, image))
     return list(targets.values()), list(sets.values())
+
+
+def _in_place(each: Set) -> dict[Path, tuple[int | None, str]]:
+    """File -> (scale or None for HR, name), of the images that the set has already."""
+    return {_real(path): (None, name) for name, path in each.hr.items()} | {
+        _real(path): key for key, path in each.lr.items()
+    }
+
+
+def _real(path: Path) -> Path:
+    return _resolved(path.parent) / path.name
+
+
+@functools.lru_cache(1024)
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
 
 
 def _set_of(image: layouts.Image) -> tuple[str, bool]:
@@ -138,7 +163,9 @@ def recognised(source: Source, name: str | None, for_tests: bool | None) -> list
     """The images of a source, under the name and of the kind that the user wants, with lines in the log."""
     called = source.name if source.is_archive else layouts.context(source.path.resolve().parts[1:])
     members = {member.path: member for member in source.members}
-    images, passed_over = layouts.recognise(called, list(members), is_archive=source.is_archive)
+    images, passed_over = layouts.recognise(
+        called, list(members), is_archive=source.is_archive, size=lambda path: size_if_any(members[path])
+    )
     if not images:
         counts = (
             "; ".join(f"{count} files: {reason}" for reason, count in passed_over.most_common(3)) or "no file at all"
@@ -146,6 +173,8 @@ def recognised(source: Source, name: str | None, for_tests: bool | None) -> list
         raise UserError(
             f"{source.path}: holds no HR and no bicubic LR images ({counts}): give the folder or archive of the images"
         )
+    if not any(image.lr for image in images):
+        _refuse_other_low(source, [image.path for image in images])
     names = sorted({image.set_name for image in images})
     if name and len(names) > 1:
         raise UserError(
@@ -169,8 +198,34 @@ def recognised(source: Source, name: str | None, for_tests: bool | None) -> list
         kind = "to test on" if is_test_set else "to train on"
         log.info("%s: %d %s images of %s, %s", source.path, count, "LR" if lr else "HR", set_name, kind)
     for reason, count in passed_over.items():
-        log.info("%s: %d files passed over: %s", source.path, count, reason)
+        log.info("%s: %d files passed over: %s", source.path, count, printable(reason))
+    if source.skipped:
+        log.info("%s: %s", source.path, Listing([], source.skipped).summary())
     return [(members[image.path], image) for image in wanted]
+
+
+def _refuse_other_low(source: Source, hr: list[PurePosixPath]) -> None:
+    """LR images that are no bicubic ones are not arranged, but bicubic ones must not be made beside them either.
+
+    Raises:
+        UserError: if there are any.
+    """
+    for member in source.members:
+        low = [part for part in member.path.parts[:-1] if pairing.role_of(part).lr and pairing.role_of(part).sure]
+        if low and is_image(member.path.name) and "bin" not in member.path.parts and member.path not in hr:
+            raise UserError(
+                f"{source.path}: the LR images in {printable(low[0])} are not bicubic ones, and there are no others: "
+                "put the HR folder and this one into the set's folder below --dir_data, where main.py takes them as "
+                "they are; or leave it out, and bicubic LR images are made from HR"
+            )
+
+
+def size_if_any(member: Member) -> tuple[int, int]:
+    """(height, width) of an image, (1, 1) of what cannot be read, which is named where it is."""
+    try:
+        return member.size()
+    except UserError:
+        return 1, 1
 
 
 def measured_scale(lr: Member, each: Set, name: str, hr: Member | None) -> int:
@@ -181,8 +236,8 @@ def measured_scale(lr: Member, each: Set, name: str, hr: Member | None) -> int:
     """
     if hr is None and name not in each.hr:
         raise UserError(f"{lr.label}: is an LR image, but not said of which scale: put it in a folder X2, X3 or X4")
-    height, width = files.read_size(lr.label, lr.read())
-    size = files.read_size(hr.label, hr.read()) if hr else files.read_size(each.hr[name])
+    height, width = lr.size()
+    size = hr.size() if hr else files.read_size(each.hr[name])
     scale = round(size[0] / height)
     if scale < 2 or (size[0] // scale, size[1] // scale) != (height, width):
         raise UserError(
@@ -214,12 +269,40 @@ def copy_all(targets: list[Target], *, n_threads: int, dry_run: bool, problems: 
             write_bytes(path, content)
         target.path, target.origin = path, member
 
-    files.for_each(settle, targets, n_threads=n_threads, title="reading" if dry_run else "copying")
+    room = Room(MOST_BYTES)
+
+    def settle_in_turn(target: Target) -> None:
+        sizes = [(member.bytes, *size_if_any(member)) for member, _ in target.candidates]
+        # The content, once more while its parts are joined, and its pixels.
+        with room.taken(sum(2 * content + 3 * height * width for content, height, width in sizes)):
+            settle(target)
+
+    files.for_each(settle_in_turn, targets, n_threads=n_threads, title="reading" if dry_run else "copying")
     for target in targets if dry_run else ():
         if target.origin:
             log.info("copy %s -> %s", target.origin.label, target.path)
         elif target.present:
             log.info("keep %s", target.path)
+
+
+class Room:
+    """Memory that several threads share: who needs more than is left waits, but whoever is alone goes on."""
+
+    def __init__(self, limit: int):
+        self.limit, self.used, self._changed = limit, 0, threading.Condition()
+
+    @contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        """Inside, `count` bytes are taken."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self.used or self.used + count <= self.limit)
+            self.used += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.used -= count
+                self._changed.notify_all()
 
 
 def choose(target: Target, problems: list[str]) -> tuple[Member, bytes] | None:
@@ -265,4 +348,5 @@ def choose(target: Target, problems: list[str]) -> tuple[Member, bytes] | None:
 
 def is_name(text: str) -> bool:
     """Whether main.py's --data_train and --data_test would take this as the name of a set."""
-    return bool(re.fullmatch(r"[^/\\\s.+*][^/\\\n+*]*", text)) and text not in ("benchmark", "Demo")
+    usual = text.isprintable() and re.fullmatch(r"[^/\\\s.+*][^/\\+*]*", text)
+    return bool(usual) and text not in ("benchmark", "Demo")

@@ -454,7 +454,8 @@ def choose(
     Args:
         hr: the images that are wanted.
         standard: HR image -> LR image, of the place where they are made.
-        strict: whether LR images of another scale, which no name says, are a mistake.
+        strict: whether LR images are a mistake that are of another scale, which no name says, or that belong to no HR
+            image but lie where LR images are made.
 
     Raises:
         UserError: if there are several for one, or some are not understood and LR images would be made beside them.
@@ -488,6 +489,8 @@ def choose(
         and (splits == {""} or file.role.split in splits)
         and file.role.sub in subs
     ]
+    if standard and not strict:  # prepare.py names these one by one
+        alone = [file for file in alone if file.path.parent not in {path.parent for path in standard.values()}]
     missing = [path for path in hr if path not in chosen]
     others = [path for path in (chosen[path] for path in hr if path in chosen) if path not in standards]
     if missing or (low.aside and not kinds):
