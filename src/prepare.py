@@ -19,7 +19,7 @@ from data import image as files
 from data import usable_cores
 from data.arrange import Set, Target, copy_all, is_name, locate, lr_images, plan
 from data.sources import open_source
-from data.srdata import checked, make_lr, match, too_long
+from data.srdata import checked, folders_of, make_lr, match, too_long
 from errors import UserError, printable, run
 from option import Parser, whole_number
 from option import build_parser as main_parser
@@ -141,6 +141,7 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
         alone = f"{each.root}: has {len(lr)} LR images, but no HR images: prepare those too"
         problems.append(alone if lr and not each.hr_folder.exists() else str(error))
         return
+    made: Counter[int] = Counter()
     good: list[int | None] = []  # None for each HR image that can be decoded, and the scale of each good pair
 
     def decode(path: Path) -> Path:
@@ -163,6 +164,7 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
                     if scale not in scales:
                         continue
                     make_lr(pair, files.open_cached(cache), scale)
+                    made[scale] += 1
                 checked(pair, scale)
                 decode(pair.lr)
                 good.append(scale)
@@ -187,6 +189,9 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
                 f"{each.lr_folder / f'X{scale}'}: {len(alone)} LR images have no HR image, "
                 f"{', '.join(alone[:3])}{' …' if len(alone) > 3 else ''}: prepare those too, or remove the LR images"
             )
+    for scale, of_scale in pairs.items():
+        if there := [pair.lr for pair in of_scale if pair.lr.exists()]:
+            log.info("%s: LR x%d images: %s (%d of them made now)", each.root, scale, folders_of(there), made[scale])
     count, total = Counter(good), len(located.hr)
     whole = all(count[scale] == total for scale in (None, *scales))
     log.info(

@@ -208,7 +208,7 @@ def sort_out(paths: Iterable[PurePath], base: PurePath | None, size: Size, set_n
         for file in files
         if file.mark is False and file.lr is not True and not (file.doubtful and file.role.lr)
     }
-    high = {**marked, **plain}
+    high = {key for key, file in [*marked.items(), *plain.items()] if not file.doubtful or file.role.lr is False}
     known_high = {
         key
         for file in files
@@ -222,7 +222,7 @@ def sort_out(paths: Iterable[PurePath], base: PurePath | None, size: Size, set_n
     low_groups = {
         group
         for group, members in groups.items()
-        if any({file.key(), file.key(file.name)} & (known_high if file.role.lr else high.keys()) for file in members)
+        if any({file.key(), file.key(file.name)} & (known_high if file.role.lr else high) for file in members)
     }
     return [_decided(file, low_groups, plain, marked, size) for file in files]
 
@@ -238,7 +238,12 @@ def _decided(file: File, low_groups: set, plain: dict, marked: dict, size: Size)
     if file.doubtful and file.role.lr is not False:
         if file.group in low_groups:
             return replace(file, lr=True)
-        return replace(file, folders=file.whole)  # the folder is any folder
+        return replace(_marked(file, plain, marked, size), folders=file.whole)  # the folder is any folder
+    return _marked(file, plain, marked, size)
+
+
+def _marked(file: File, plain: dict, marked: dict, size: Size) -> File:
+    """The file, LR if its name says so and its HR image is there."""
     key = file.key(file.name)
     if file.mark:
         partner = marked.get(key) or (plain.get(key) if file.sure else None)

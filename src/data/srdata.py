@@ -91,7 +91,10 @@ def match(
         chosen = choice.of
         if choice.unused:
             log.info(
-                "%s: LR x%d images there are not used, but those of %s", choice.unused, scale, _folders(chosen.values())
+                "%s: LR x%d images there are not used, but those of %s",
+                choice.unused,
+                scale,
+                folders_of(chosen.values()),
             )
     pairs = [Pair(name, chosen.get(path, folder / f"{name}x{scale}.png"), path) for path, name in names.items()]
     for before, after in pairwise(sorted(pairs, key=lambda pair: pair.name)):
@@ -100,7 +103,7 @@ def match(
     return pairs
 
 
-def _folders(paths: Iterable[Path]) -> str:
+def folders_of(paths: Iterable[Path]) -> str:
     """The folders of some files, each with their number, as in "6 of DIV2K/LR"."""
     counts = Counter(path.parent for path in paths).most_common()
     more = f" and {len(counts) - 3} folders more" if len(counts) > 3 else ""
@@ -176,9 +179,9 @@ def pair_up(
     pairs = [checked(pair, scale) for pair in pairs]
     log.info(
         "HR images: %s; LR x%d images: %s%s",
-        _folders(pair.hr for pair in pairs),
+        folders_of(pair.hr for pair in pairs),
         scale,
-        _folders(pair.lr for pair in pairs),
+        folders_of(pair.lr for pair in pairs),
         f" ({len(missing)} of them made now)" if missing else "",
     )
     return pairs
