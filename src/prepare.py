@@ -141,6 +141,15 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
         alone = f"{each.root}: has {len(lr)} LR images, but no HR images: prepare those too"
         problems.append(alone if lr and not each.hr_folder.exists() else str(error))
         return
+
+    def named(error: Exception, path: Path) -> str:
+        """What is wrong with one image; what is wrong with the disk is raised."""
+        if isinstance(error, UserError):
+            return str(error)
+        if error.errno != errno.ENAMETOOLONG:
+            raise error
+        return too_long(path)
+
     made: Counter[int] = Counter()
     good: list[int | None] = []  # None for each HR image that can be decoded, and the scale of each good pair
 
@@ -153,8 +162,8 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
     def finish(index: int) -> None:
         try:
             cache = decode(located.hr[index])
-        except UserError as error:
-            problems.append(str(error))
+        except (UserError, OSError) as error:
+            problems.append(named(error, files.cache_path(each.root, located.hr[index])))
             return
         good.append(None)
         for scale in pairs:
@@ -168,15 +177,13 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
                 checked(pair, scale)
                 decode(pair.lr)
                 good.append(scale)
-            except UserError as error:
-                problems.append(str(error))
+            except (UserError, OSError) as error:
+                problems.append(named(error, files.cache_path(each.root, pair.lr)))
 
     try:
         files.for_each(finish, list(range(len(located.hr))), n_threads=n_threads, title=each.name)
     except OSError as error:
         path = Path(error.filename or each.root)
-        if error.errno == errno.ENAMETOOLONG:
-            raise UserError(too_long(path)) from None
         path = path.parent if path.suffix == ".tmp" else path
         raise UserError(
             f"{path}: cannot be written ({error.strerror}): free the disk, change its "

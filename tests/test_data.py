@@ -569,7 +569,7 @@ def test_names_that_are_no_text_are_refused_at_once(tmp_path, photo, place, name
         ("--data_test", "Demo", "--dir_demo", str(tmp_path)),
     ):
         with pytest.raises(UserError, match=r"caf\\udce9.*is no text \(UTF-8\): rename it") as raised:
-            build_test_sets(parse_args(test_flags(tmp_path, "--data_test", *flags)))
+            build_test_sets(parse_args(test_flags(tmp_path, *flags)))
         str(raised.value).encode()
     assert not list(tmp_path.rglob("*.npy"))
 

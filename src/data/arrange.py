@@ -8,6 +8,7 @@ Nothing is overwritten. What is wrong with single files is collected as text and
 
 import functools
 import logging
+import os
 import re
 import threading
 from collections import Counter
@@ -20,11 +21,13 @@ from data import benchmark, div2k, layouts, pairing
 from data import image as files
 from data.listing import Listing, is_image
 from data.sources import Member, Source
+from data.srdata import too_long
 from errors import UserError, printable
 from utility import write_bytes
 
 log = logging.getLogger("krgn")
 
+LONGEST_NAME = 255  # bytes, of usual disks
 MOST_BYTES = 1 << 30  # of files and their pixels that are in memory at once
 
 
@@ -264,6 +267,9 @@ def copy_all(targets: list[Target], *, n_threads: int, dry_run: bool, problems: 
             path.exists()
         ):  # written by somebody else meanwhile, or of a name that differs in case where that is no other
             problems.append(f"{member.label}: {path} is there, of another name or origin: rename one of the two")
+            return
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            problems.append(too_long(path))
             return
         if not dry_run:
             write_bytes(path, content)

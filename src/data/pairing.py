@@ -151,8 +151,9 @@ def unmark(stem: str) -> tuple[str, bool | None, bool, int | None]:
     return name, lr, sure, scale
 
 
-def _read(path: PurePath, parts: tuple[str, ...], set_name: str) -> File:
-    """What the path of one file says by itself."""
+@functools.lru_cache(4096)
+def _folders(parts: tuple[str, ...], set_name: str) -> dict:
+    """What the folders of a file say, as fields of `File`."""
     role, group, folders, whole, doubtful = Role(), (), [], [], False
     for depth, part in enumerate(parts):
         found = role_of(part)
@@ -170,25 +171,18 @@ def _read(path: PurePath, parts: tuple[str, ...], set_name: str) -> File:
         group = group if doubtful and group and found.lr is None else parts[: depth + 1]
         if not found.sure:
             whole.append(part)
-    name, mark, sure, scale = unmark(path.stem)
-    if mark and not sure:  # a word of its own, as in a_blur and a_noisy: each another problem
-        role = replace(role, kind=f"*{path.stem.casefold().replace(name.casefold(), '')}")
-    lr = None if doubtful else role.lr
-    scale = role.scale or scale
-    return File(
-        path,
-        lr,
-        tuple(folders),
-        path.stem,
-        name,
-        mark,
-        sure,
-        scale,
-        role,
-        group,
-        doubtful and bool(group),
-        tuple(whole),
-    )
+    lr, doubtful = None if doubtful else role.lr, doubtful and bool(group)
+    return dict(lr=lr, folders=tuple(folders), role=role, group=group, doubtful=doubtful, whole=tuple(whole))
+
+
+def _read(path: PurePath, parts: tuple[str, ...], set_name: str) -> File:
+    """What the path of one file says by itself."""
+    said, stem = _folders(parts, set_name), path.stem
+    role = said["role"]
+    name, mark, sure, scale = unmark(stem)
+    if mark and not sure and not said["lr"]:  # a word of its own, as in a_blur and a_noisy: each another problem
+        said = said | {"role": replace(role, kind=f"*{stem.casefold().replace(name.casefold(), '')}")}
+    return File(path, stem=stem, name=name, mark=mark, sure=sure, scale=role.scale or scale, **said)
 
 
 def sort_out(paths: Iterable[PurePath], base: PurePath | None, size: Size, set_name: str = "") -> list[File]:
@@ -200,9 +194,9 @@ def sort_out(paths: Iterable[PurePath], base: PurePath | None, size: Size, set_n
         size: of an image, asked only where names leave it open.
         set_name: a folder below that is called so says nothing.
     """
-    relative = [path.relative_to(base) if base else path for path in paths]
-    files = [_read(path, parts.parts[:-1], set_name) for path, parts in zip(paths, relative, strict=True)]
-    plain = {file.key(): file for file in files if file.lr is not True and not _may_be_lr(file)}
+    parts = functools.cache(lambda folder: (folder.relative_to(base) if base else folder).parts)
+    files = [_read(path, parts(path.parent), set_name) for path in paths]
+    plain = {file.key(): file for file in files if file.lr is False or (file.lr is None and not _may_be_lr(file))}
     marked = {
         file.key(file.name): file
         for file in files
@@ -229,7 +223,7 @@ def sort_out(paths: Iterable[PurePath], base: PurePath | None, size: Size, set_n
 
 def _may_be_lr(file: File) -> bool:
     """Whether something says that it might be LR."""
-    return bool(file.mark) or (file.doubtful and file.role.lr is not False)
+    return bool(file.mark and file.sure) or (file.doubtful and file.role.lr is not False)
 
 
 def _decided(file: File, low_groups: set, plain: dict, marked: dict, size: Size) -> File:
