@@ -113,7 +113,7 @@ def preview(each: Set, targets: list[Target], scales: tuple[int, ...]) -> None:
     copied = [target for target in targets if target.each is each and target.origin]
     hr = {*each.hr, *(target.name for target in copied if not target.scale)}
     lr = {*each.lr, *((target.scale, target.name) for target in copied if target.scale)}
-    missing = [(scale, name) for scale in scales for name in sorted(hr) if (scale, name) not in lr]
+    missing = [(scale, name) for scale in scales for name in sorted(hr - each.disputed) if (scale, name) not in lr]
     for scale, name in missing:
         log.info("make %s", each.lr_folder / f"X{scale}" / f"{name}x{scale}.png")
     there = [*each.hr.values(), *(path for (_, name), path in each.lr.items() if name in hr)]
@@ -170,7 +170,7 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
             pair = pairs[scale][index]
             try:
                 if not pair.lr.exists():
-                    if scale not in scales:
+                    if scale not in scales or pair.name in each.disputed:
                         continue
                     make_lr(pair, files.open_cached(cache), scale)
                     made[scale] += 1

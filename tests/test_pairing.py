@@ -181,6 +181,13 @@ PAIRS = [
     ("ground-truth/{n}.png", "low-quality/{n}.png"),
     ("clean/a/{n}.png", "noisy/a/{n}.png"),
     ("{n}_sharp.png", "{n}_blur.png"),
+    ("{n}HR.png", "{n}LR.png"),
+    ("HR/{n}HR.png", "LR/{n}LR.png"),
+    ("HR/{n}.png", "LR/X2_sub/{n}.png"),
+    ("HR/{n}.png", "LR/bicubic_x2/{n}.png"),
+    ("HR/{n}.png", "LR/{n}_lowres.png"),
+    ("train/gt/{n}.png", "train/lq/{n}.png"),
+    ("train/train_sharp/000/{n}.png", "train/train_sharp_bicubic/X2/000/{n}.png"),
 ]
 
 
@@ -212,6 +219,8 @@ def test_pairs_are_told_from_one_another(tmp_path, hr, lr):
         ("A/{n}.png", "B/{n}.png"),
         ("{n}_b.png", "{n}_s.png"),
         ("full-{n}.png", "half-{n}.png"),
+        ("a{n}b.png", "a{n}c.png"),
+        ("Own_train_HR/{n}.png", "Own_train_HR_x2/{n}.png"),
         ("HR/{n}.png", "mini/{n}.png"),
         ("Own_train_HR/{n}.png", "foo/{n}x2.png"),
     ],
@@ -276,6 +285,17 @@ def test_bicubic_lr_images_come_first_and_others_are_said(tmp_path, caplog):
     make(tmp_path / "Own", "Own_train_LR_unknown/X2/{n}x2.png", value=50)
     assert lr_values(trained(tmp_path)) == [7, 8, 9]
     assert f"{tmp_path / 'Own/Own_train_LR_unknown/X2'}: LR x2 images there are not used" in caplog.text
+
+
+def test_nothing_is_made_for_images_whose_lr_images_are_not_understood(tmp_path, capsys):
+    """prepare.py names them, and leaves their places empty; the others are completed."""
+    make_hr(tmp_path / "Own", "HR/{n}.png")
+    make(tmp_path / "Own", "LR/{n}.png", height=23, names=NAMES[:1])
+    with pytest.raises(UserError, match="1 thing is wrong"):
+        prepare.main(["--dir_data", str(tmp_path / "dataset"), str(tmp_path / "Own"), "--scale", "2"])
+    made = tmp_path / "dataset/Own/Own_train_LR_bicubic/X2"
+    assert sorted(path.name for path in made.iterdir()) == ["0002x2.png", "0003x2.png"]
+    assert "0001.png: 25x23 pixels are no whole fraction" in capsys.readouterr().out
 
 
 def test_lr_images_of_another_scale_do_not_keep_any_from_being_made(tmp_path):

@@ -33,7 +33,10 @@ MOST_BYTES = 1 << 30  # of files and their pixels that are in memory at once
 
 @dataclass(frozen=True)
 class Set:
-    """A set's place in the tree, and the images that it has already: name -> file, and for LR (scale, name) -> file."""
+    """A set's place in the tree, and the images that it has already: name -> file, and for LR (scale, name) -> file.
+
+    `disputed` are names of HR images whose LR images were not understood, so that none are made.
+    """
 
     name: str
     for_tests: bool
@@ -42,6 +45,7 @@ class Set:
     lr_folder: Path
     hr: dict[str, Path]
     lr: dict[tuple[int, str], Path]
+    disputed: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -121,6 +125,9 @@ def plan(
     if name and len(sets) > 1:
         raise UserError(f"--name {name}: SOURCE holds sets to train on and to test on: add --benchmark or --train")
     hr = {(*_set_of(image), image.name): member for member, image in found if not image.lr}
+    all_names = {key: set(each.hr) for key, each in sets.items()}
+    for _, image in found:
+        all_names[_set_of(image)].add(image.name)
     targets: dict[tuple, Target] = {}
     there = {key: _in_place(each) for key, each in sets.items()}
     for member, image in found:
@@ -132,6 +139,8 @@ def plan(
                 scale = image.scale or measured_scale(member, each, image.name, hr.get((*_set_of(image), image.name)))
             except UserError as error:
                 problems.append(str(error))
+                known_hr = image.name in each.hr or (*_set_of(image), image.name) in hr
+                each.disputed.update([image.name] if known_hr else all_names[_set_of(image)])
                 continue
         key = (each.root, scale, image.name)
         if key not in targets:

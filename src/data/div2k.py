@@ -90,7 +90,7 @@ def in_folder(root: Path, hr_folder: Path, lr_folder: Path) -> Located:
         files_of(hr_folder)  # says so where there are none
         raise UserError(f"{hr_folder}: found LR images alone, expected HR images such as {hr_folder / '0001.png'}")
     lr, others = ([file for file in images if file.lr], [file for file in images[len(inside.images) :] if not file.lr])
-    pairing.refuse_unnamed_low(hr, [file for file in others if file.lr is None], files.read_size)
+    pairing.refuse_unnamed_low(hr, others, files.read_size)
     low = pairing.LowImages(lr, hr, _odd(root, rest, lr_folder, hr), aside=False)
     return Located([file.path for file in hr], lr_folder, hr_folder, low=low, skipped=inside.summary())
 

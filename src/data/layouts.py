@@ -128,18 +128,31 @@ def recognise(
 def _by_counterparts(guesses: list[_Guess], files: list[pairing.File]) -> list[_Guess]:
     """What paths of LR and HR images say together, where one of them alone does not say what it is."""
     pairs = pairing.pairs_in(files)
-    open_pairs = {pairs[guess.path][0].path for guess in guesses if guess.lr is None and guess.path in pairs}
+    guess_of = {guess.path: guess for guess in guesses}
     sure = {pairs[file.path][0].path for file in files if file.lr and file.path in pairs and file.role.kind[:1] != "*"}
+    vague = {file.path for file in files if file.lr and file.role.kind[:1] == "*"}  # cat_blur beside cat_HR and cat_LR
+    pairs = {path: pair for path, pair in pairs.items() if path not in vague or pair[0].path not in sure}
+    told_apart = {hr.path for path, (hr, _) in pairs.items() if _disagree(guess_of[path], guess_of[hr.path])}
     settled = []
     for guess, file in zip(guesses, files, strict=True):
         hr, name = pairs.get(guess.path, (None, file.name))
-        folders = tuple(part for part in guess.folders if part in file.folders)
-        if hr and file.lr and file.role.kind[:1] == "*" and hr.path in sure:
-            pass  # cat_bicubic beside cat_HR and cat_LR
-        elif (hr and hr.path in open_pairs) or (file.lr and guess.lr is None):
+        if hr and hr.path in told_apart:
+            of = guess_of[hr.path]
+            folders = tuple(part for part in of.folders if part in hr.folders)
+            guess = replace(guess, set_name=of.set_name, benchmark=of.benchmark, known=of.known)
             guess = replace(guess, lr=bool(file.lr), stem=name, folders=folders, scale=file.scale or guess.scale)
+        elif file.lr and guess.lr is None and file.role.lr:
+            folders = tuple(part for part in guess.folders if part in file.folders)
+            guess = replace(guess, lr=True, stem=name, folders=folders, scale=file.scale or guess.scale)
         settled.append(guess)
     return settled
+
+
+def _disagree(one: _Guess, hr: _Guess) -> bool:
+    """Whether what paths of an LR and an HR image say by themselves does not make them a pair."""
+    if one.path == hr.path:
+        return one.lr is None
+    return one.lr is None or (one.set_name, one.folders, one.stem) != (hr.set_name, hr.folders, hr.stem)
 
 
 def _refuse_unnamed(hr: list[PurePosixPath], unused: list[PurePosixPath], size: pairing.Size) -> None:

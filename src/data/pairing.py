@@ -37,6 +37,12 @@ _FOLDER = re.compile(
     rf"(?:.+?_)?(?:(?P<split>{_SPLIT})_?)?(?:(?P<high>{_HIGH})|(?P<low>{_LOW}))"
     rf"(?P<rest>(?:_.*|(?:{_DEGRADED}|{_SPLIT}|mod|sub|images?|x|\d).*)?)"
 )
+_AROUND = (
+    r"(?P<name>.+)(?P<mark>[-_. ][^-_. ]+)",
+    r"(?P<mark>[^-_. ]+[-_. ])(?P<name>.+)",
+    r"(?P<name>.*\d)(?P<mark>[A-Za-z]+)",
+    r"(?P<mark>[A-Za-z]+)(?P<name>\d.*)",
+)  # a mark of any kind
 _KAIR = re.compile(rf"(?:.+?_)?(?P<split>{_SPLIT})_?(?:(?P<high>h)|(?P<low>l))(?P<rest>)")
 _WEAK = re.compile(
     rf"(?:.+?_)?(?:(?P<split>{_SPLIT})_?)?(?:(?P<high>{_WEAK_HIGH})|(?P<low>{_WEAK_LOW}))"
@@ -47,6 +53,7 @@ _SCALE = re.compile(r"(?:image_srf_|srf_|scale_?|x_?)(\d)(?:_?sub)?|(\d)x(?:_?su
 _MARK = rf"(?:(?P<high>{_HIGH})|(?P<low>{_LOW})|(?P<weak_high>{_WEAK_HIGH})|(?P<weak_low>{_WEAK_LOW}))"
 _BEHIND = re.compile(rf"(?P<name>.+?)[-_. ]{_MARK}{_GAP}(?:{_DEGRADED})?{_GAP}x?(?P<scale>\d)?", re.I)
 _BEFORE = re.compile(rf"{_MARK}(?:{_DEGRADED})?(?:x?(?P<scale>\d))?[-_. ](?P<name>.+)", re.I)
+_GLUED = re.compile(r"(?P<name>.*[0-9a-z])(?:(?P<high>HR|GT|HQ)|(?P<low>LR|LQ))(?:x?(?P<scale>\d))?")
 _SCALED = re.compile(r"(?P<name>.+?)(?:_srf_(?P<a>\d)|[-_. @]?x(?P<b>\d)(?:d|m|w\d?)?|[-_. @](?P<c>\d)x)", re.I)
 
 
@@ -139,9 +146,10 @@ def unmark(stem: str) -> tuple[str, bool | None, bool, int | None]:
     """(name, LR or HR or None, whether that is sure, scale or None): ("baby", True, True, 4) of baby_LRBI_x4."""
     name, lr, sure, scale = stem, None, False, None
     for _ in range(3):
-        if lr is None and (found := _BEHIND.fullmatch(name) or _BEFORE.fullmatch(name)):
-            lr = found["low"] is not None or found["weak_low"] is not None
-            sure = found["low"] is not None or found["high"] is not None
+        if lr is None and (found := _BEHIND.fullmatch(name) or _BEFORE.fullmatch(name) or _GLUED.fullmatch(name)):
+            said = found.groupdict()
+            lr = bool(said["low"] or said.get("weak_low"))
+            sure = bool(said["low"] or said["high"])
             scale = scale or (int(found["scale"]) if found["scale"] else None)
         elif scale is None and (found := _SCALED.fullmatch(name)):
             scale = int(found["a"] or found["b"] or found["c"])
@@ -157,7 +165,8 @@ def _folders(parts: tuple[str, ...], set_name: str) -> dict:
     role, group, folders, whole, doubtful = Role(), (), [], [], False
     for depth, part in enumerate(parts):
         found = role_of(part)
-        if found.says_nothing or (found.lr is not None and not found.sure and role.lr is not None and role.sure):
+        settled = role.lr is not None and role.sure
+        if found.says_nothing or (settled and not found.sure and found.lr not in (None, role.lr)):
             if part.casefold() != set_name.casefold():
                 folders.append(part)
                 whole.append(part)
@@ -167,12 +176,15 @@ def _folders(parts: tuple[str, ...], set_name: str) -> dict:
         elif found.sure or role.lr is None or doubtful:
             kind, split = found.kind or role.kind, found.split or role.split
             role = replace(found, scale=found.scale or role.scale, kind=kind, split=split, sub=found.sub or role.sub)
+        else:  # LR/bicubic_x2
+            role = replace(role, scale=found.scale or role.scale, kind=found.kind or role.kind)
         doubtful = not (role.lr is not None and role.sure)
         group = group if doubtful and group and found.lr is None else parts[: depth + 1]
         if not found.sure:
             whole.append(part)
     lr, doubtful = None if doubtful else role.lr, doubtful and bool(group)
-    return dict(lr=lr, folders=tuple(folders), role=role, group=group, doubtful=doubtful, whole=tuple(whole))
+    found = {"lr": lr, "folders": tuple(folders), "role": role, "group": group}
+    return found | {"doubtful": doubtful, "whole": tuple(whole)}
 
 
 def _read(path: PurePath, parts: tuple[str, ...], set_name: str) -> File:
@@ -287,10 +299,9 @@ def _by_mark(files: list[File]) -> dict:
     """Of a_big.png and a_small.png, and of big_a.png and small_a.png."""
     kinds: dict = defaultdict(dict)
     for file in files:
-        for pattern in (r"(.+)([-_. ][^-_. ]+)", r"([^-_. ]+[-_. ])(.+)"):
+        for pattern in _AROUND:
             if found := re.fullmatch(pattern, file.stem):
-                mark, name = (found[2], found[1]) if pattern[1] == "." else (found[1], found[2])
-                kinds[file.path.parent, pattern, mark.casefold()][name.casefold()] = file
+                kinds[file.path.parent, pattern, found["mark"].casefold()][found["name"].casefold()] = file
     kinds = {kind: names for kind, names in kinds.items() if len(names) > 1}
     return kinds if len(kinds) <= 64 else {}
 
