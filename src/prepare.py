@@ -19,7 +19,7 @@ from data import image as files
 from data import usable_cores
 from data.arrange import Set, Target, copy_all, is_name, locate, lr_images, plan
 from data.sources import open_source
-from data.srdata import checked, folders_of, make_lr, match, too_long
+from data.srdata import Pair, checked, folders_of, make_lr, match, too_long
 from errors import UserError, printable, run
 from option import Parser, whole_number
 from option import build_parser as main_parser
@@ -196,9 +196,7 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
                 f"{each.lr_folder / f'X{scale}'}: {len(alone)} LR images have no HR image, "
                 f"{', '.join(alone[:3])}{' …' if len(alone) > 3 else ''}: prepare those too, or remove the LR images"
             )
-    for scale, of_scale in pairs.items():
-        if there := [pair.lr for pair in of_scale if pair.lr.exists()]:
-            log.info("%s: LR x%d images: %s (%d of them made now)", each.root, scale, folders_of(there), made[scale])
+    say_lr(each, pairs, made)
     count, total = Counter(good), len(located.hr)
     whole = all(count[scale] == total for scale in (None, *scales))
     log.info(
@@ -212,6 +210,14 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
     )
     if located.in_tree and not each.for_tests and total > 800 and each.name != "DIV2K":
         log.info("%s: main.py trains on its first 800 images unless --data_range says otherwise", each.root)
+
+
+def say_lr(each: Set, pairs: dict[int, list[Pair]], made: Counter[int]) -> None:
+    """Says which LR images a set has of each scale, where they lie, and how many of them were made now."""
+    for scale, of_scale in pairs.items():
+        if there := [pair.lr for pair in of_scale if pair.lr.exists()]:
+            where = folders_of(there)
+            log.info("%s: LR x%d images: %s (%d of them made now)", each.root, scale, where, made[scale])
 
 
 def _scales(text: str) -> tuple[int, ...]:

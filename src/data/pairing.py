@@ -490,15 +490,7 @@ def choose(
             if len(there) > 1:
                 raise UserError(f"{_names(there)}: {len(there)} LR x{scale} images of {printable(path)}: keep one")
             chosen[path] = there[0]
-    hr_roles = [file.role for file in low.hr]
-    splits, subs = {role.split for role in hr_roles} | {""}, {role.sub for role in hr_roles}
-    alone = [
-        file
-        for file in found.alone
-        if (kind is None or file.role.kind == kind)
-        and (splits == {""} or file.role.split in splits)
-        and file.role.sub in subs
-    ]
+    alone = _not_understood(low, found, kind)
     if standard and not strict:  # prepare.py names these one by one
         alone = [file for file in alone if file.path.parent not in {path.parent for path in standard.values()}]
     missing = [path for path in hr if path not in chosen]
@@ -512,6 +504,18 @@ def choose(
         if chosen.get(path) not in paths
     ]
     return Choice(chosen, not others, ", ".join(printable(folder) for folder in dict.fromkeys(unused)))
+
+
+def _not_understood(low: LowImages, found: Matched, kind: str | None) -> list[File]:
+    """LR images of a kind, of any for None, that belong to no HR image, but may: of the same split and form."""
+    splits, subs = {file.role.split for file in low.hr} | {""}, {file.role.sub for file in low.hr}
+    return [
+        file
+        for file in found.alone
+        if (kind is None or file.role.kind == kind)
+        and (splits == {""} or file.role.split in splits)
+        and file.role.sub in subs
+    ]
 
 
 def _refuse_to_make(low: LowImages, scale: int, hr, missing, others, alone, elsewhere) -> None:
