@@ -184,7 +184,9 @@ def _end_workers(batches) -> None:
 
 def _image_set(args, name: str, root: Path, located: div2k.Located) -> ImageSet:
     n_threads = max(args.n_threads, 1)
-    pairs = pair_up(located.hr, located.lr_folder, args.scale, n_threads, base=located.base)
+    if located.skipped:
+        log.info("%s: %s", root, located.skipped)
+    pairs = pair_up(located.hr, located.lr_folder, args.scale, n_threads, located.base, located.low)
     if args.ext == "img":
         return ImageSet(name, pairs)
     return cached(ImageSet(name, pairs), root, reset=args.ext == "sep_reset", n_threads=n_threads)

@@ -22,20 +22,20 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from data.listing import scan
 from errors import UserError
 from utility import atomic_path
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 
 def list_images(folder: Path, *, nested: bool = False) -> list[Path]:
-    """The image files right in `folder`, or also in the folders below it, by name; hidden files are passed over."""
-    return sorted(
-        path
-        for path in (folder.rglob("*") if nested else folder.iterdir())
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
+    """The image files right in `folder`, or also in the folders below it, by name; see `listing.scan`.
+
+    Raises:
+        UserError: if a folder cannot be read, or a name is no text.
+    """
+    return scan(folder, nested=nested).images
 
 
 @contextmanager
