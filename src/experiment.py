@@ -211,7 +211,9 @@ class Experiment:
             latest = path.parent / ("model_latest.pt" if epoch else "model/model_latest.pt")
             also = f", or start another run from the last weights with --pre_train {latest}" if latest.is_file() else ""
             raise UserError(f"{error}{also}") from None
-        if not isinstance(state, dict) or not {"model", "options", "optimizer", "progress"} <= state.keys():
+        wanted = {"model": dict, "options": dict, "optimizer": dict, "progress": dict, "given": list}
+        fits = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in wanted.items())
+        if not fits or not all(isinstance(name, str) for name in (*state["given"], *state["options"])):
             raise UserError(f"{path}: is no state of a run, expected what main.py saved there: restore the file")
         return state
 
