@@ -25,8 +25,8 @@ from option import build_parser
 # From the bottom up: a room may import rooms of the lines above its own, and its own package.
 LEVELS = [
     {"errors", "metrics", "figures", "board"},
-    {"option", "parallel", "model", "loss", "optimisation"},
-    {"utility", "statecheck"},
+    {"option", "parallel", "model", "optimisation"},
+    {"utility", "statecheck", "loss"},
     {"folded", "tables"},
     {"data", "experiment"},
     {"evaluate", "formats"},

@@ -47,7 +47,8 @@ OVERRIDES = (
     "--data_test Other --no_tensorboard --ext img --skip_threshold 7 --save_every 0 --print_every 1 --save_models",
     "--data_test Small+Other --data_range 1-2/6-6 --tile 16 --split_batch 2 --patch_size 32 --no_augment",
     "--data_test Demo --data_train Other+Small --data_range 1-2/5-6 --degradation blur+bicubic --precision bf16",
-    "--data_train 1*Small+3*Other --data_range 1-2/5-6 --batch_size 3 --seed 5 --metric_channel rgb --save_results --save_gt",
+    "--data_train 1*Small+3*Other --data_range 1-2/5-6 --batch_size 3 --seed 5 --metric_channel rgb --save_results "
+    "--save_gt",
     "--self_ensemble --test_every 1 --warmup 2 --schedule cosine --lr 1e-4 --decay 1-2 --gamma 0.3 --chop "
     "--ext sep_reset",
     "--test_every 0 --momentum 0.5 --betas 0.5 0.9 --epsilon 1e-4 --weight_decay 0.1 --gclip 0.5 --release_memory",

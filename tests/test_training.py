@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -261,7 +262,7 @@ def test_an_overflow_of_half_precision_says_nothing_against_the_weights(small_se
     folder = small_set.parent / "experiment/small"
     launch(*small_run(small_set, "--precision", "half", "--epochs", "1", "--test_every", "1", "--loss", "1000*L1"))
     assert [row["skipped"] for row in history(folder)] == ["1"]
-    assert "gradient's norm is inf" in (folder / "skipped.csv").read_text()
+    assert re.search("gradient's norm is (inf|nan)", (folder / "skipped.csv").read_text())
     assert (folder / "model/model_best.pt").is_file()
     state = load_tensors(folder / "state.pt")
     assert (state["progress"]["epoch"], state["scaler"]["scale"]) == (1, 2**15)
