@@ -16,7 +16,6 @@ The last epoch's PSNR counts, not the best one's. Runs are kept in --dir_experim
 missing and makes the table and the figure out of all of them.
 """
 
-import csv
 import json
 import os
 import statistics
@@ -33,8 +32,8 @@ from errors import UserError
 from errors import run as run_program
 from model.krgn import KRGN
 from optimisation import make_optimizer
-from option import Parser, number, parse_args, whole_number
-from tables import as_text, refuse_foreign, write_all
+from option import Parser, number, parse_args, path_flag, whole_number
+from tables import as_text, read_csv, refuse_foreign, write_all
 from utility import choose_device, git_commit, keep_memory, processor, timed, write_bytes
 
 SRC = Path(__file__).resolve().parent
@@ -89,7 +88,7 @@ def build_parser() -> Parser:
     """The command line of this program."""
     parser = Parser(prog="ablation.py", description="Plain against recalibrated kernels, over several seeds.")
     count = whole_number(1)
-    parser.add_argument("--dir_data", required=True, metavar="DIR", help="folder of the data sets")
+    parser.add_argument("--dir_data", required=True, metavar="DIR", type=path_flag, help="folder of the data sets")
     parser.add_argument("--data_train", default="DIV2K", metavar="A", help="training set (default DIV2K)")
     parser.add_argument("--data_test", default="Kodak24", metavar="A", help="set that is scored (default Kodak24)")
     parser.add_argument("--scale", type=count, default=2, metavar="S", help="upscaling factor (default 2)")
@@ -105,9 +104,13 @@ def build_parser() -> Parser:
     parser.add_argument("--n_threads", default="1", metavar="N", help="processes that load data (default 1)")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     parser.add_argument(
-        "--dir_experiment", default=str(SRC.parent / "experiment/ablation"), metavar="DIR", help="folder of the runs"
+        "--dir_experiment",
+        default=str(SRC.parent / "experiment/ablation"),
+        metavar="DIR",
+        type=path_flag,
+        help="folder of the runs",
     )
-    parser.add_argument("--out", metavar="STEM", help="write STEM.md, .csv, .json, .tex and .png")
+    parser.add_argument("--out", metavar="STEM", type=path_flag, help="write STEM.md, .csv, .json, .tex and .png")
     return parser
 
 
@@ -225,10 +228,7 @@ def train(args, stage: Stage, seed: int) -> None:
 def history(args, stage: Stage, seed: int) -> list[dict]:
     """The run's rows of history.csv; none if it has not got so far."""
     path = Path(args.dir_experiment) / run_name(stage, seed) / "history.csv"
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(path, ("epoch",)) if path.exists() else []
 
 
 def summary(args, costs: dict[str, float]) -> tuple[dict, dict[str, list[float]]]:

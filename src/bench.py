@@ -42,7 +42,7 @@ from evaluate import InPrecision, autocast, evaluate
 from model.krgn import KRGN
 from model.recalibration import RecConv, fold
 from optimisation import make_optimizer
-from option import Parser, parse_args, whole_number
+from option import Parser, parse_args, path_flag, whole_number
 from option import build_parser as training_parser
 from tables import as_text, refuse_foreign, write_all
 from utility import git_commit, keep_memory, processor, timed
@@ -140,9 +140,10 @@ def build_parser() -> Parser:
         "--dir_data",
         default="",
         metavar="DIR",
+        type=path_flag,
         help="folder with benchmark/Set5 and Set14, for `test`; `all` leaves that out without it",
     )
-    parser.add_argument("--out", metavar="FILE", help="write FILE.md, FILE.csv, FILE.json and FILE.tex")
+    parser.add_argument("--out", metavar="FILE", type=path_flag, help="write FILE.md, FILE.csv, FILE.json and FILE.tex")
     return parser
 
 
@@ -298,7 +299,7 @@ class Published(KRGN):
     """KRGN as released: all blocks' outputs are concatenated before they are fused."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shallow = self.head_conv(self.sub_mean(x))
+        shallow = self.shallow(x)
         features = torch.cat(list(self.features(shallow)), dim=1)
         return self.tail(self.features_fusion_module[0](features), shallow)
 

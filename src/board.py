@@ -1,6 +1,7 @@
 """TensorBoard: the numbers of each epoch, and the same crops of the same validation images, epoch by epoch."""
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,7 +27,8 @@ class Board:
             except ImportError:
                 log.info("no TensorBoard file: the package tensorboard is not installed")
                 return
-            self._writer = SummaryWriter(folder / "tensorboard", purge_step=first)
+            with self._or_without():
+                self._writer = SummaryWriter(folder / "tensorboard", purge_step=first)
 
     def keep(self, name: str, sr: torch.Tensor, _lr: torch.Tensor, _hr: torch.Tensor | None) -> None:
         """Keeps the middle of an SR image, uint8 (C, H, W), if it is among the first of the epoch."""
@@ -38,15 +40,27 @@ class Board:
         """Writes the numbers and the crops of an epoch."""
         if self._writer is None:
             return
-        for name, value in numbers.items():
-            if name != "epoch":
-                self._writer.add_scalar(name.replace(" ", "_"), value, epoch)
-        for name, crop in self._images.items():
-            self._writer.add_image(f"SR/{name}", crop, epoch)
+        with self._or_without():
+            for name, value in numbers.items():
+                if name != "epoch":
+                    self._writer.add_scalar(name.replace(" ", "_"), value, epoch)
+            for name, crop in self._images.items():
+                self._writer.add_image(f"SR/{name}", crop, epoch)
+            self._writer.flush()
         self._images = {}
-        self._writer.flush()
 
     def close(self) -> None:
         """Ends the file."""
         if self._writer is not None:
-            self._writer.close()
+            with self._or_without():
+                self._writer.close()
+
+    @contextmanager
+    def _or_without(self):
+        """A disk that is full, say, must not end a training: it goes on without the board."""
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            log.warning("TensorBoard's file cannot be written (%s): the run goes on without it", reason)
+            self._writer = None

@@ -14,7 +14,7 @@ from data.degradation import Degradation
 from data.image import read_image
 from data.resize import downscale
 from errors import UserError, run
-from option import Parser, degradation, scale_factor, whole_number
+from option import Parser, degradation, path_flag, scale_factor, whole_number
 from utility import write_bytes
 
 SEEDS = (1, 2, 3)
@@ -23,8 +23,8 @@ SEEDS = (1, 2, 3)
 def build_parser() -> Parser:
     """The command line of this program."""
     parser = Parser(prog="degrade.py", description="A figure of degraded LR images.")
-    parser.add_argument("--image", required=True, metavar="FILE", help="HR image")
-    parser.add_argument("--out", required=True, metavar="FILE", help="PNG file to write")
+    parser.add_argument("--image", required=True, metavar="FILE", type=path_flag, help="HR image")
+    parser.add_argument("--out", required=True, metavar="FILE", type=path_flag, help="PNG file to write")
     parser.add_argument("--scale", type=scale_factor, default=2, metavar="S", help="downscaling factor (default 2)")
     parser.add_argument(
         "--degradations",

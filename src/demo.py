@@ -6,7 +6,6 @@
 `scripts/demo.sh` shows the whole way between them.
 """
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,9 @@ from errors import UserError, run
 from evaluate import evaluate, protocol
 from metrics import psnr_ssim
 from model.checkpoint import rebuild, unpack
-from option import Parser, parse_args
+from option import Parser, parse_args, path_flag
 from option import build_parser as training_parser
+from tables import read_csv
 from utility import choose_device, load_tensors, write_bytes
 
 NAME = "Photos"
@@ -39,19 +39,27 @@ def build_parser() -> Parser:
     """The command line of this program."""
     parser = Parser(prog="demo.py", description="Data for the demo, and its report.")
     default = training_parser().get_default
-    parser.add_argument("--dir_data", default=default("dir_data"), metavar="DIR", help="folder of the data sets")
     parser.add_argument(
-        "--dir_experiment", default=default("dir_experiment"), metavar="DIR", help="folder of experiments"
+        "--dir_data", default=default("dir_data"), metavar="DIR", type=path_flag, help="folder of the data sets"
+    )
+    parser.add_argument(
+        "--dir_experiment",
+        default=default("dir_experiment"),
+        metavar="DIR",
+        type=path_flag,
+        help="folder of experiments",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("data", help="make the data set Photos")
     report = commands.add_parser("report", help="table and pictures of the trained network beside the released one")
-    report.add_argument("--pre_train", required=True, metavar="FILE", help="checkpoint in training form")
+    report.add_argument(
+        "--pre_train", required=True, metavar="FILE", type=path_flag, help="checkpoint in training form"
+    )
     report.add_argument("--folded", required=True, metavar="NAME", help="experiment that tested the folded file")
     report.add_argument(
         "--released", required=True, metavar="NAME", help="experiment that tested the released network of this scale"
     )
-    report.add_argument("--out", required=True, metavar="FILE", help="PNG file for the crops")
+    report.add_argument("--out", required=True, metavar="FILE", type=path_flag, help="PNG file for the crops")
     return parser
 
 
@@ -147,10 +155,10 @@ def read_scores(folder: Path) -> dict[str, tuple[float, float]]:
     """(PSNR, SSIM) of each image, from the experiment in which `main.py --test_only` wrote them."""
     path = folder / f"scores-{NAME}.csv"
     try:
-        with open(path, newline="") as file:
-            return {row["image"]: (float(row["PSNR"]), float(row["SSIM"])) for row in csv.DictReader(file)}
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file: run the tests first, as scripts/demo.sh does") from None
+        rows = read_csv(path, ("image", "PSNR", "SSIM"))
+        return {row["image"]: (float(row["PSNR"]), float(row["SSIM"])) for row in rows}
+    except (UserError, ValueError) as error:
+        raise UserError(f"{path}: {error}: run the tests first, as scripts/demo.sh does") from None
 
 
 if __name__ == "__main__":

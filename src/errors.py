@@ -7,8 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
-from signal import SIGTERM
+from contextlib import contextmanager, suppress
 
 
 class UserError(Exception):
@@ -19,7 +18,7 @@ class UserError(Exception):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM arrived: raised wherever the main thread is, but not inside `held`."""
+    """Ctrl-C, SIGTERM or SIGHUP arrived: raised wherever the main thread is, but not inside `held`, and once only."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -38,14 +37,18 @@ def printable(text: object) -> str:
 class _Signals:
     held = 0
     pending: int | None = None
+    served = False  # the first signal is being served; whoever sends more of them gets the same end
 
     @classmethod
     def handle(cls, signum, _frame):
+        if cls.served or cls.pending is not None:
+            return
         if not cls.held:
+            cls.served = True
             raise Interrupted(signum)
-        if cls.pending is None:
-            os.write(2, b"\nstopping after this step ...\n")
         cls.pending = signum
+        with suppress(OSError):
+            os.write(2, b"\nstopping after this step ...\n")
 
 
 @contextmanager
@@ -58,6 +61,7 @@ def held():
         _Signals.held -= 1
         if not _Signals.held and _Signals.pending is not None:
             signum, _Signals.pending = _Signals.pending, None
+            _Signals.served = True
             raise Interrupted(signum)
 
 
@@ -81,18 +85,64 @@ def says_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
+class _Steady:
+    """A stream whose reader may go away: a closed terminal, or `| head` that has seen enough, end no program."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, function, *arguments) -> None:
+        try:
+            function(*arguments)
+        except (OSError, ValueError):  # ValueError: it is closed
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def steady_streams() -> None:
+    """Has standard output and error outlive their readers, and escape what a terminal's encoding cannot say, as that of
+    LANG=C or Windows' code pages."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):  # not where a notebook or a test has put something else there
+            stream.reconfigure(errors="backslashreplace")
+        if stream is not None and not isinstance(stream, _Steady):
+            setattr(sys, name, _Steady(stream))
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point and ends the process as its user expects.
 
-    Exit status 0, or 1 with one line for what the user can mend, or 130 / 143 after Ctrl-C / SIGTERM. Bugs keep their
-    traceback.
+    Exit status 0, or 1 with one line for what the user can fix, or 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP, of
+    the first of them. Bugs keep their traceback.
     """
-    for signum in (signal.SIGINT, SIGTERM):
-        signal.signal(signum, _Signals.handle)
+    steady_streams()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        # nohup has SIGHUP ignored, and a shell the SIGINT of what it runs in the background.
+        if (signum := getattr(signal, name, None)) and signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, _Signals.handle)
+    try:
+        _run(main)
+    finally:
+        # What is left is the interpreter's own end, whose handlers must not be interrupted.
+        _Signals.served = True
+
+
+def _run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {printable(' '.join(str(error).split(' ')))}")
     except ModuleNotFoundError as error:
         if error.name is None or "." in error.name:
             raise
@@ -103,7 +153,7 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        sys.exit(f"error: {error.filename}: {error.strerror}: check the path and its permissions")
+        sys.exit(f"error: {printable(error.filename)}: {error.strerror}: check the path and its permissions")
     except Interrupted as interruption:
         print(f"interrupted by {interruption}", file=sys.stderr)
         sys.exit(128 + interruption.signum)

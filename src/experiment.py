@@ -12,28 +12,32 @@
     scores-<Set>.csv            PSNR and SSIM of each image of a test
     results-<Set>/<image>_x4_SR.png                    with --save_results
     .experiment                 says that this program made the folder, and so may delete it
+    .lock                       who trains in the folder: one process at a time
 
 Everything but the log is written atomically: a killed run leaves the old file or the new one.
 """
 
-import csv
-import io
+import errno
 import logging
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
 import figures
 import folded
-from errors import UserError
-from utility import git_commit, load_tensors, log_to, save_tensors, write_bytes
+import parallel
+from errors import UserError, printable
+from tables import csv_text
+from utility import git_commit, is_temporary, load_tensors, log_to, remove_abandoned, save_tensors, write_bytes
 
 log = logging.getLogger("krgn")
 
-_MARKER = ".experiment"
+_MARKER, _LOCK = ".experiment", ".lock"
 _OURS = (
     "config.txt", "config_test.txt", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf", "state.pt",
     "scores-*.csv", "model/model_latest.pt", "model/model_best.pt", "model/model_[0-9]*.pt", "model/state_[0-9]*.pt",
@@ -47,6 +51,7 @@ class Experiment:
 
     def __init__(self, parent: Path, name: str):
         self.folder, self.name = parent / name, name
+        self._locked: TextIO | None = None
 
     @property
     def state_path(self) -> Path:
@@ -60,6 +65,8 @@ class Experiment:
         """
         name = self.name
         ours = (self.folder / _MARKER).is_file()
+        if training and ours and parallel.is_main():
+            self._lock()
         if load:
             if not self.state_path.is_file():
                 raise UserError(
@@ -69,7 +76,7 @@ class Experiment:
             return
         if not self.folder.exists():
             return
-        if not ours and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        if not ours and not self._is_empty_frame():
             raise UserError(f"{self.folder}: was not made by this program, so it is left alone: choose another --save")
         # A run that was killed before its first state has nothing to lose and nothing to go on with.
         begun = self.state_path.exists() or any((self.folder / "model").glob("model_*.pt"))
@@ -81,19 +88,68 @@ class Experiment:
 
     def create(self, options: dict, *, training: bool, reset: bool = False) -> None:
         """Makes the folder, deletes the run in it if `reset`, and writes the configuration; `check` comes first."""
-        if reset:
-            self._delete()
         try:
-            (self.folder / "model" if training else self.folder).mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # First of all, so that a run that is killed now may be started again.
+            self._write_text(
+                _MARKER, "This folder was made by main.py, whose --reset may delete what main.py wrote in it.\n"
+            )
+            if training and not self._locked:
+                # Another run may have begun here since `check`.
+                self.check(training=True, reset=reset, load=bool(options["load"]))
+            if reset:
+                self._delete()
+            if training:
+                (self.folder / "model").mkdir(exist_ok=True)
+                for folder in (self.folder, self.folder / "model", *self.folder.glob("results-*")):
+                    remove_abandoned(folder)
             log_to(self.folder / "log.txt")
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot be written ({error.strerror}): name another folder with --dir_experiment"
             ) from None
-        self._write_text(
-            _MARKER, "This folder was made by main.py, whose --reset may delete what main.py wrote in it.\n"
-        )
         self._write_text("config.txt" if training else "config_test.txt", _configuration(options))
+
+    def _is_empty_frame(self) -> bool:
+        """Whether the folder holds nothing but what a run that was killed in its first moments may have left."""
+        if not self.folder.is_dir():
+            return False
+        return all(
+            is_temporary(path)
+            or path.name == _LOCK
+            or (path.name == "model" and path.is_dir() and not any(path.iterdir()))
+            for path in self.folder.iterdir()
+        )
+
+    def _lock(self) -> None:
+        """Keeps other processes from training in this folder until this one ends.
+
+        Raises:
+            UserError: if another one does.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        file = open(self.folder / _LOCK, "a+")  # noqa: SIM115 (open as long as the run)
+        try:
+            # A lock of the process: loaders, which are its copies, do not hold it, and survive it by some seconds.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                who = printable(file.read(200).strip()) or "another process"
+                raise UserError(
+                    f"{self.folder}: {who} is training in it: wait until that has ended, stop it, or choose "
+                    "another --save"
+                ) from None
+            log.warning(
+                "%s: no locks there (%s): see to it that no other process trains in it", self.folder, error.strerror
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        self._locked = file
 
     def _delete(self) -> None:
         """Deletes what this program writes, by name; anything else in the folder stays, and so does the folder then."""
@@ -155,15 +211,22 @@ class Experiment:
             latest = path.parent / ("model_latest.pt" if epoch else "model/model_latest.pt")
             also = f", or start another run from the last weights with --pre_train {latest}" if latest.is_file() else ""
             raise UserError(f"{error}{also}") from None
-        if not isinstance(state, dict) or not {"model", "options", "optimizer", "progress"} <= state.keys():
+        wanted = {"model": dict, "options": dict, "optimizer": dict, "progress": dict, "given": list}
+        fits = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in wanted.items())
+        if not fits or not all(isinstance(name, str) for name in (*state["given"], *state["options"])):
             raise UserError(f"{path}: is no state of a run, expected what main.py saved there: restore the file")
         return state
 
     def save_history(self, history: list[dict]) -> None:
         """Writes history.csv, a row an epoch, and draws the curves."""
         self._write_csv("history.csv", history)
-        for form, content in figures.curves(history).items():
-            write_bytes(self.folder / f"curves.{form}", content)
+        try:
+            for form, content in figures.curves(history).items():
+                write_bytes(self.folder / f"curves.{form}", content)
+        except Exception as error:  # no picture is worth a training
+            log.warning(
+                "%s: no curves were drawn (%s)", self.folder, (str(error).splitlines() or [type(error).__name__])[0]
+            )
 
     def save_skipped(self, rows: list[dict]) -> None:
         """Writes skipped.csv, a row for each batch that never reached the weights."""
@@ -178,15 +241,12 @@ class Experiment:
         return self.folder / f"results-{set_name}" / f"{image}_x{scale}_{kind}.png"
 
     def _write_csv(self, name: str, rows: list[dict]) -> None:
-        text = io.StringIO()
         # A run that goes on with other test sets has other columns from then on.
-        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-        self._write_text(name, text.getvalue())
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        self._write_text(name, csv_text([columns, *([row.get(name) for name in columns] for row in rows)]))
 
     def _write_text(self, name: str, text: str) -> None:
-        write_bytes(self.folder / name, text.encode())
+        write_bytes(self.folder / name, text.encode(errors="backslashreplace"))
 
 
 def _configuration(options: dict) -> str:

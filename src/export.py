@@ -31,7 +31,7 @@ from formats import FORMATS, Runner, Use
 from metrics import psnr_ssim, quantise
 from model import count_parameters
 from model.checkpoint import model_of, rebuild, unpack
-from option import Parser, number, weights_file, whole_number
+from option import Parser, number, path_flag, weights_file, whole_number
 from utility import digest, git_commit, load_tensors, start_log, write_bytes
 
 log = logging.getLogger("krgn")
@@ -47,7 +47,7 @@ def build_parser() -> Parser:
     """The command line of this program."""
     parser = Parser(prog="export.py", description="Fold a checkpoint, and write it in forms that deploy.")
     parser.add_argument("--pre_train", type=weights_file, metavar="FILE", help="checkpoint to fold, or KRGN_x4")
-    parser.add_argument("--out", metavar="DIR", help="folder for the files")
+    parser.add_argument("--out", metavar="DIR", type=path_flag, help="folder for the files")
     parser.add_argument(
         "--formats",
         type=_formats,
@@ -58,6 +58,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--images",
         metavar="DIR",
+        type=path_flag,
         help="HR images: every second one for the PSNR, the others to calibrate int8 (default: scikit-image's)",
     )
     parser.add_argument(
@@ -69,7 +70,9 @@ def build_parser() -> Parser:
         metavar="F",
         help="likewise, of an EDSR: 0.1 for the full network (default 1)",
     )
-    parser.add_argument("--check", metavar="DIR", help="compare again what is in a folder that export.py made")
+    parser.add_argument(
+        "--check", metavar="DIR", type=path_flag, help="compare again what is in a folder that export.py made"
+    )
     return parser
 
 

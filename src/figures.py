@@ -1,7 +1,13 @@
 """Figures as the bytes of their files, drawn by matplotlib without a display."""
 
 import io
+import logging
 import math
+import os
+
+# Notebooks export the name of a backend that a program started from them does not have, and matplotlib's import fails.
+os.environ["MPLBACKEND"] = "agg"
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of folders that it cannot write
 
 import matplotlib
 import numpy as np
@@ -27,9 +33,9 @@ def curves(history: list[dict]) -> dict[str, bytes]:
     """Loss and, where there are scores, PSNR over the epochs, as {"png": …, "pdf": …}.
 
     Args:
-        history: a dict an epoch with "epoch", "loss" and "<Set> PSNR" for each scored set.
+        history: a dict an epoch with "epoch", "loss" and "<Set> PSNR" for each set that was scored then.
     """
-    scores = [name for name in (history[0] if history else {}) if name.endswith(" PSNR")]
+    scores = [name for name in dict.fromkeys(name for row in history for name in row) if name.endswith(" PSNR")]
     figure = Figure(figsize=(10 if scores else 5, 3.6), layout="constrained")
     axes = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
     epochs = [row["epoch"] for row in history]
@@ -38,7 +44,7 @@ def curves(history: list[dict]) -> dict[str, bytes]:
     axes[0].plot(epochs, [row["loss"] for row in history], color="#0072B2", marker=marker, markersize=4)
     axes[0].set_ylabel("training loss (mean of the epoch)")
     for name in scores:
-        values = [row[name] if math.isfinite(row[name]) else math.nan for row in history]
+        values = [value if math.isfinite(value := row.get(name, math.nan)) else math.nan for row in history]
         axes[1].plot(epochs, values, marker=marker, markersize=4, label=name.removesuffix(" PSNR"))
     if scores:
         axes[1].set_ylabel("PSNR of Y (dB)")

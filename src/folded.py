@@ -6,6 +6,7 @@ The network that a reader of the file gets is compared with the one that was tra
 photograph: a transform or a dilation that was forgotten on the way is seen before anybody deploys the file.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -67,7 +68,9 @@ def folded_bytes(checkpoint: Checkpoint, trained: nn.Module, sha256: str) -> byt
         "source_sha256": sha256,
         "git_commit": git_commit(),
     }
-    return safetensors.torch.save(packed["model"], metadata)
+    content = safetensors.torch.save(packed["model"], metadata)
+    tensors = memoryview(content)[8 + int.from_bytes(content[:8], "little") :]
+    return safetensors.torch.save(packed["model"], metadata | {"sha256": hashlib.sha256(tensors).hexdigest()})
 
 
 def describe_input(network: nn.Module) -> str:

@@ -12,7 +12,6 @@ epochs.png           with several checkpoints: how the mean divergence of all la
 The numbers of each figure are written beside it, as .npy or .csv.
 """
 
-import csv
 import io
 import logging
 from pathlib import Path
@@ -31,7 +30,8 @@ from model import MODELS
 from model.checkpoint import Checkpoint, model_of, rebuild, unpack
 from model.recalibration import fold
 from model.tiling import Tiles
-from option import Parser, number, weights_file
+from option import Parser, number, path_flag, weights_file
+from tables import csv_text
 from utility import load_tensors, start_log, write_bytes
 
 log = logging.getLogger("krgn")
@@ -52,7 +52,9 @@ def build_parser() -> Parser:
         metavar="FILE",
         help="checkpoint, best in training form; of several ones, in the order of training, the last is looked at",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the figures and their numbers")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", type=path_flag, help="folder for the figures and their numbers"
+    )
     parser.add_argument(
         "--blocks", metavar="B+B", help="blocks (PMRBs) from 1 on, as in 1+2+4 (default: those of 1+2+4+5+6 that exist)"
     )
@@ -190,9 +192,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 def write_csv(path: Path, header: list[str], rows: list[list]) -> None:
     """Writes a .csv file."""
-    text = io.StringIO()
-    csv.writer(text).writerows([header, *rows])
-    write_bytes(path, text.getvalue().encode())
+    write_bytes(path, csv_text([header, *rows]).encode())
 
 
 def choose_blocks(text: str | None, there: int) -> list[int]:

@@ -32,6 +32,7 @@ def main(args: Options) -> None:
             state = experiment.load_state(args.resume)
             args = continue_with(args, state["options"], given=state["given"])
         elif args.model == "spandrel":
+            load_tensors(Path(args.pre_train))  # whether it is a whole and harmless file; spandrel reads it again
             network = external.load(args.pre_train, rgb_range=args.rgb_range)
             args = external.adopt(args, network)
         elif args.pre_train:
@@ -63,5 +64,4 @@ def main(args: Options) -> None:
 
 
 if __name__ == "__main__":
-    options = parse_args()
-    run(lambda: main(options))
+    run(lambda: main(parse_args()))

@@ -10,6 +10,8 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+from errors import printable
+
 # Which flags describe each network, with its defaults; a flag that is given replaces them. Baselines are plain.
 MODELS = {
     "KRGN": {"n_feats": 64, "n_resgroups": 9, "groups": 0, "dilation": 3, "act": "lrelu", "kernels": "recalibrated"},
@@ -89,6 +91,7 @@ def continue_with(args: Options, stored: dict, given: list[str]) -> Options:
     Raises:
         OptionError: if a flag that was given would change the experiment.
     """
+    stored = checked_values(stored)
     for flag in args.override:
         if flag not in stored or flag in _STRUCTURE:
             why = "is what the stored state is made of" if flag in _STRUCTURE else "is no flag"
@@ -114,6 +117,58 @@ def continue_with(args: Options, stored: dict, given: list[str]) -> Options:
     )
 
 
+def checked_values(stored: dict) -> dict:
+    """The values of a run's options out of its state, each as its flag would read it; defaults for flags that are newer.
+
+    Raises:
+        OptionError: if one is nothing that its flag takes.
+    """
+    values = {}
+    for action in build_parser()._actions:
+        name = action.dest
+        if name == "help":
+            continue
+        values[name] = stored.get(name, action.default)
+        if values[name] != action.default and not _reads_as(action, values[name]):
+            raise OptionError(
+                f"the state has {name} {values[name]!r:.100}, which --{name} does not take: restore the file"
+            )
+        if type(values[name]) is not type(action.default) and not isinstance(values[name], int | float):
+            raise OptionError(
+                f"the state has {name} {values[name]!r:.100}, expected it as --{name} gives it: restore the file"
+            )
+    return values
+
+
+def _reads_as(action: argparse.Action, value) -> bool:
+    """Whether a flag's value, of the type that it gives, is what it makes of some text."""
+    if isinstance(action, argparse._StoreTrueAction):
+        return isinstance(value, bool)
+    if isinstance(action.default, str) and not isinstance(value, str):
+        return False
+    if action.choices is not None:
+        return value in action.choices and not isinstance(value, bool)
+    if action.type in (None, weights_file):
+        return isinstance(value, str)
+    try:
+        if action.nargs:
+            return tuple(action.type(repr(each)) for each in value) == tuple(value) and len(value) == action.nargs
+        return action.type(_as_typed(action.dest, value)) == value
+    except (argparse.ArgumentTypeError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+
+
+def _as_typed(flag: str, value) -> str:
+    """The text of the command line that gives `value`."""
+    if flag in ("data_train", "loss"):
+        return "+".join(f"{weight!r}*{name}" if weight else name for weight, name in value)
+    if flag == "data_range":
+        return "/".join(f"{first}-{last}" for first, last in value)
+    if isinstance(value, tuple):
+        return ("-" if flag == "decay" else "+").join(map(str, value))
+    return value if isinstance(value, str) else repr(value)
+
+
 def _text(value) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"
 
@@ -122,7 +177,12 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, for every program of the framework."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help explains the flags)\n")
+        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split(' ')))} (--help explains the flags)\n")
+
+    def _print_message(self, message, file=None):
+        # A terminal that is not UTF-8 shows what it cannot say as an escape.
+        encoding = getattr(file, "encoding", None) or "utf-8"
+        super()._print_message(message.encode(encoding, "backslashreplace").decode(encoding), file)
 
 
 def parse_args(argv: list[str] | None = None) -> Options:
@@ -136,7 +196,8 @@ def parse_args(argv: list[str] | None = None) -> Options:
     values = {name: parsed[name] if name in given else parser.get_default(name) for name in names}
     values["betas"] = tuple(values["betas"])
     for name in ("dir_data", "dir_demo", "dir_experiment", "pre_train", "vgg_weights"):
-        values[name] = values[name] and os.path.abspath(values[name])  # a run that goes on may start elsewhere
+        # A run that goes on may start elsewhere, and a shell leaves the ~ of --flag=~/folder alone.
+        values[name] = values[name] and os.path.abspath(path_flag(values[name]))
     options = Options(values, given).with_model(values["model"])
     try:
         _check_requests(options)
@@ -153,7 +214,12 @@ def parse_args(argv: list[str] | None = None) -> Options:
 def weights_file(text: str) -> str:
     """The path that --pre_train means: of a released network, KRGN_x2, KRGN_x3 or KRGN_x4, the file in experiment/."""
     released = re.fullmatch(r"KRGN_x[234]", text)
-    return str(_ROOT / "experiment" / text / "model/model_best.pt") if released else text
+    return str(_ROOT / "experiment" / text / "model/model_best.pt") if released else path_flag(text)
+
+
+def path_flag(text: str) -> str:
+    """A path flag's value: a shell expands the ~ of `--out ~/x`, and leaves that of --out=~/x alone."""
+    return os.path.expanduser(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -192,7 +258,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--ext", choices=("sep", "sep_reset", "img"), default="sep",
         help="sep: keep a decoded .npy copy of each image in the set's bin/ folder, made where missing or outdated; sep_reset: make all of them anew first; img: decode each time (default sep)")
     add("--scale", type=scale_factor, default=4, metavar="S", help="upscaling factor (default 4)")
-    add("--patch_size", type=whole_number(1), default=192, metavar="PIXELS",
+    add("--patch_size", type=whole_number(1, 2**16), default=192, metavar="PIXELS",
         help="side of a training patch in HR pixels, a multiple of the scale (default 192)")
     add("--rgb_range", type=number(above=0), default=255, metavar="V",
         help="largest value of a pixel in the network (default 255)")
@@ -206,18 +272,18 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"one of {', '.join(MODELS)}; with spandrel, --test_only tests any file that this package recognises (default: the network of --pre_train, else KRGN)")
     add("--pre_train", type=weights_file, default="", metavar="FILE",
         help="weights to start from or to test: a file, off which size, groups and kernels are read, or a released network's name, as in KRGN_x4")
-    add("--n_feats", type=whole_number(1), default=64, metavar="N", help="feature channels (default 64)")
-    add("--n_resgroups", type=whole_number(1), default=9, metavar="N",
+    add("--n_feats", type=whole_number(1, 4096), default=64, metavar="N", help="feature channels (default 64)")
+    add("--n_resgroups", type=whole_number(1, 1000), default=9, metavar="N",
         help="PMRB blocks of KRGN and CFGN, residual groups of RCAN (default 9, RCAN 10)")
-    add("--n_resblocks", type=whole_number(1), default=16, metavar="N",
+    add("--n_resblocks", type=whole_number(1, 1000), default=16, metavar="N",
         help="residual blocks of EDSR, and in each group of RCAN (default 16, RCAN 20)")
     add("--res_scale", type=number(above=0), default=1, metavar="F",
         help="EDSR: what each block's output is multiplied by, 0.1 in the full network (default 1)")
-    add("--reduction", type=whole_number(1), default=16, metavar="N",
+    add("--reduction", type=whole_number(1, 4096), default=16, metavar="N",
         help="RCAN: what its attention divides the channels by (default 16)")
     add("--groups", type=whole_number(0), default=0, metavar="N",
         help="KRGN, CFGN: groups of the recalibrated convolutions; 0: depth-wise (default 0, CFGN 32)")
-    add("--dilation", type=whole_number(1), default=3, metavar="N",
+    add("--dilation", type=whole_number(1, 64), default=3, metavar="N",
         help="KRGN, CFGN: dilation of every second convolution (default 3)")
     add("--act", choices=ACTIVATIONS, default="lrelu", help="KRGN, CFGN: activation of the taps (default lrelu)")
     add("--kernels", choices=("recalibrated", "plain"), default="recalibrated",
@@ -232,7 +298,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="epochs to train; 0: until stopped (default 300)")
     add("--test_every", type=whole_number(0), default=1000, metavar="BATCHES",
         help="batches an epoch, after which the network is validated; 0: one pass over the images (default 1000)")
-    add("--batch_size", type=whole_number(1), default=16, metavar="N",
+    add("--batch_size", type=whole_number(1, 2**20), default=16, metavar="N",
         help="patches a batch, over all GPUs (default 16)")
     add("--split_batch", type=whole_number(1), default=1, metavar="N",
         help="run a batch in N parts and add up their gradients: less memory, same result (default 1)")
@@ -404,13 +470,17 @@ def _check_requests(options: Options) -> None:
 def _check_name(flag: str, name: str) -> None:
     """An experiment's name must lead to a folder below the folder of experiments."""
     inside = os.path.normpath(name)
+    if not name.isprintable():
+        raise OptionError(
+            f"{flag} {name!r} has characters that cannot be printed: give a plain name such as {flag} my_x4"
+        )
     if not name or os.path.isabs(name) or inside == "." or inside.split(os.sep)[0] == "..":
         raise OptionError(f"{flag} {name!r} leaves the folder of experiments: give a plain name such as {flag} my_x4")
 
 
 def whole_number(least: int, most: int = 2**31 - 1):
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d{1,18}", text) or not least <= int(text) <= most:
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(
                 f"got {text!r}, expected a whole number of at least {least}, at most {most}"
             )
@@ -424,10 +494,10 @@ def number(above: float | None = None, least: float | None = None, below: float 
     wanted += (f" of at least {least}" if least is not None else "") + (f" below {below}" if below is not None else "")
 
     def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
+        # float() itself would take 1_0, digits of other scripts and white space.
+        value = (
+            float(text) if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.I) else float("nan")
+        )
         fits = (
             (above is None or value > above) and (least is None or value >= least) and (below is None or value < below)
         )
@@ -449,7 +519,7 @@ def _one_of(names: tuple[str, ...]):
 
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(text.split("+"))
-    if not all(re.fullmatch(r"[^/\\\s.][^/\\\n]*", name) for name in names):
+    if not all(re.fullmatch(r"[^/\\\s.][^/\\]*", name) and name.isprintable() for name in names):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected plain names joined by +, as in Set5+Set14")
     if len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"got {text!r}, which names a set twice: name each once")
@@ -468,7 +538,7 @@ def _weighted_names(text: str) -> tuple[tuple[float, str], ...]:
 
 
 def degradation(text: str) -> str:
-    found = re.fullmatch(r"(blur(\d+(\.\d+)?)?\+)?bicubic(\+jpeg(\d{1,3}))?", text)
+    found = re.fullmatch(r"(blur(\d+(\.\d+)?)?\+)?bicubic(\+jpeg(\d{1,3}))?", text, re.ASCII)
     if not found or (found[2] and not float(found[2]) > 0) or (found[5] and not 1 <= int(found[5]) <= 100):
         raise argparse.ArgumentTypeError(
             f"got {text!r}, expected bicubic, bicubic+jpegQ with a quality Q of 1 to 100, blur+bicubic, or "
@@ -478,17 +548,17 @@ def degradation(text: str) -> str:
 
 
 def scale_factor(text: str) -> int:
-    if re.fullmatch(r"\d+(\+\d+)+", text):
+    if re.fullmatch(r"[0-9]+(\+[0-9]+)+", text):
         raise argparse.ArgumentTypeError(
             f"got {text!r}, but no model here has several scales: give one, as in --scale 4"
         )
-    if not re.fullmatch(r"\d+", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1, as in --scale 4")
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= 32:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of 1 to 32, as in --scale 4")
     return int(text)
 
 
 def _ranges(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    found = re.fullmatch(r"(\d+)-(\d+)/(\d+)-(\d+)", text)
+    found = re.fullmatch(r"(\d{1,18})-(\d{1,18})/(\d{1,18})-(\d{1,18})", text, re.ASCII)
     if not found:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected TRAIN/TEST ranges such as 1-800/801-810")
     first, last, test_first, test_last = map(int, found.groups())
@@ -500,7 +570,7 @@ def _ranges(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _decay(text: str) -> tuple[int, ...]:
-    epochs = tuple(int(part) for part in text.split("-")) if re.fullmatch(r"\d+(-\d+)*", text) else ()
+    epochs = tuple(map(int, text.split("-"))) if re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})*", text) else ()
     if not epochs or epochs[0] < 1 or any(a >= b for a, b in pairwise(epochs)):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected rising epochs joined by -, as in 200-400-600")
     return epochs

@@ -7,6 +7,7 @@ interrupted one stopped. What is wrong with single images is named at the end, a
 """
 
 import argparse
+import errno
 import logging
 import re
 from collections import Counter
@@ -18,9 +19,9 @@ from data import image as files
 from data import usable_cores
 from data.arrange import Set, Target, copy_all, is_name, locate, lr_images, plan
 from data.sources import open_source
-from data.srdata import checked, make_lr, match
-from errors import UserError, run
-from option import Parser, whole_number
+from data.srdata import Pair, checked, folders_of, make_lr, match, too_long
+from errors import UserError, printable, run
+from option import Parser, path_flag, whole_number
 from option import build_parser as main_parser
 from utility import start_log
 
@@ -36,12 +37,14 @@ def build_parser() -> Parser:
         "sources",
         nargs="+",
         metavar="SOURCE",
+        type=path_flag,
         help="a folder of images or an archive (.zip, .tar, .tar.gz): DIV2K, benchmark sets, images of your own",
     )
     parser.add_argument(
         "--dir_data",
         default=main_parser().get_default("dir_data"),
         metavar="DIR",
+        type=path_flag,
         help="folder of the data sets, as main.py takes it (default: dataset/ beside src/)",
     )
     parser.add_argument(
@@ -91,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         for each in sets:
             complete(each, args.scale, args.n_threads, problems)
     for problem in problems:
-        log.info("wrong: %s", " ".join(problem.split()))
+        log.info("wrong: %s", printable(" ".join(problem.split())))
     if problems:
         raise UserError(
             f"{len(problems)} {'things are' if len(problems) > 1 else 'thing is'} wrong, named above: "
@@ -112,7 +115,7 @@ def preview(each: Set, targets: list[Target], scales: tuple[int, ...]) -> None:
     copied = [target for target in targets if target.each is each and target.origin]
     hr = {*each.hr, *(target.name for target in copied if not target.scale)}
     lr = {*each.lr, *((target.scale, target.name) for target in copied if target.scale)}
-    missing = [(scale, name) for scale in scales for name in sorted(hr) if (scale, name) not in lr]
+    missing = [(scale, name) for scale in scales for name in sorted(hr - each.disputed) if (scale, name) not in lr]
     for scale, name in missing:
         log.info("make %s", each.lr_folder / f"X{scale}" / f"{name}x{scale}.png")
     there = [*each.hr.values(), *(path for (_, name), path in each.lr.items() if name in hr)]
@@ -133,13 +136,23 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
     try:
         located = locate(each.root, each.for_tests)
         pairs = {
-            scale: match(located.hr, each.lr_folder, scale, located.base)
+            scale: match(located.hr, each.lr_folder, scale, located.base, located.low, strict=False)
             for scale in sorted({*scales, *(scale for scale, _ in lr)})
         }
     except UserError as error:  # nothing could be used, or two images have one name
         alone = f"{each.root}: has {len(lr)} LR images, but no HR images: prepare those too"
         problems.append(alone if lr and not each.hr_folder.exists() else str(error))
         return
+
+    def named(error: Exception, path: Path) -> str:
+        """What is wrong with one image; what is wrong with the disk is raised."""
+        if isinstance(error, UserError):
+            return str(error)
+        if error.errno != errno.ENAMETOOLONG:
+            raise error
+        return too_long(path)
+
+    made: Counter[int] = Counter()
     good: list[int | None] = []  # None for each HR image that can be decoded, and the scale of each good pair
 
     def decode(path: Path) -> Path:
@@ -151,22 +164,23 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
     def finish(index: int) -> None:
         try:
             cache = decode(located.hr[index])
-        except UserError as error:
-            problems.append(str(error))
+        except (UserError, OSError) as error:
+            problems.append(named(error, files.cache_path(each.root, located.hr[index])))
             return
         good.append(None)
         for scale in pairs:
             pair = pairs[scale][index]
             try:
                 if not pair.lr.exists():
-                    if scale not in scales:
+                    if scale not in scales or pair.name in each.disputed:
                         continue
                     make_lr(pair, files.open_cached(cache), scale)
+                    made[scale] += 1
                 checked(pair, scale)
                 decode(pair.lr)
                 good.append(scale)
-            except UserError as error:
-                problems.append(str(error))
+            except (UserError, OSError) as error:
+                problems.append(named(error, files.cache_path(each.root, pair.lr)))
 
     try:
         files.for_each(finish, list(range(len(located.hr))), n_threads=n_threads, title=each.name)
@@ -184,6 +198,7 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
                 f"{each.lr_folder / f'X{scale}'}: {len(alone)} LR images have no HR image, "
                 f"{', '.join(alone[:3])}{' …' if len(alone) > 3 else ''}: prepare those too, or remove the LR images"
             )
+    say_lr(each, pairs, made)
     count, total = Counter(good), len(located.hr)
     whole = all(count[scale] == total for scale in (None, *scales))
     log.info(
@@ -197,6 +212,14 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
     )
     if located.in_tree and not each.for_tests and total > 800 and each.name != "DIV2K":
         log.info("%s: main.py trains on its first 800 images unless --data_range says otherwise", each.root)
+
+
+def say_lr(each: Set, pairs: dict[int, list[Pair]], made: Counter[int]) -> None:
+    """Says which LR images a set has of each scale, where they lie, and how many of them were made now."""
+    for scale, of_scale in pairs.items():
+        if there := [pair.lr for pair in of_scale if pair.lr.exists()]:
+            where = folders_of(there)
+            log.info("%s: LR x%d images: %s (%d of them made now)", each.root, scale, where, made[scale])
 
 
 def _scales(text: str) -> tuple[int, ...]:

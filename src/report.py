@@ -11,27 +11,27 @@ images/. They are files, not data URLs, because a benchmark's pictures are tens 
 browser then loads what it shows. Paths are relative and nothing comes from a network, so file:// will do.
 """
 
-import csv
 import html
 import json
 import math
 import re
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
-import matplotlib
 import numpy as np
 import torch
 
-import figures
+import figures  # before matplotlib, whose backend it chooses
 from data import resize, usable_cores
 from data.image import for_each, read_image, write_png
-from errors import UserError, run
+from errors import UserError, printable, run
 from metrics import LUMA_NETWORK, protocol, psnr_ssim, rgb_to_y
-from option import Parser
-from utility import write_bytes
+from option import Parser, path_flag, whole_number
+from tables import read_csv
+from utility import read_json, read_regular, write_bytes
 
 BICUBIC, HR = "bicubic", "HR"
 ERROR_MAX = 32  # gray levels of luma at the bright end of an error map; the same in all, so that maps compare
@@ -40,6 +40,7 @@ POINT_WINDOW = 48  # side in pixels of the window with the largest error, where 
 
 _TEMPLATES = Path(__file__).parent / "page"
 _MARKER = ".report"
+MOST_LOG = 256 * 2**20  # bytes
 _AGAIN = "run main.py --test_only with --save_results --save_gt"
 
 Score = tuple[float, float]  # PSNR in dB, SSIM
@@ -54,8 +55,12 @@ def build_parser() -> Parser:
         metavar="EXPERIMENT",
         help="folder of a test with --save_results --save_gt; NAME=FOLDER shows it under another name",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the page; one made before is renewed")
-    parser.add_argument("--table", metavar="FILE", help="table that tabulate.py wrote as JSON, in place of the means")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", type=path_flag, help="folder of the page; one made before is renewed"
+    )
+    parser.add_argument(
+        "--table", metavar="FILE", type=path_flag, help="table that tabulate.py wrote as JSON, in place of the means"
+    )
     parser.add_argument("--title", metavar="TEXT", help="heading of the page (default: the experiments' names)")
     parser.add_argument(
         "--figure",
@@ -119,7 +124,7 @@ def read_all(texts: list[str]) -> list[Tested]:
         if not found or Path(text).is_dir():
             folder = text
             name = Path(folder).resolve().name
-        tested.append(_read_tested(name, Path(folder)))
+        tested.append(_read_tested(name, Path(path_flag(folder))))
     names = [BICUBIC, HR, *(one.name for one in tested)]
     for name in names:
         if names.count(name) > 1 or not name:
@@ -138,7 +143,7 @@ def _read_tested(name: str, folder: Path) -> Tested:
     if not paths:
         raise UserError(f"{folder}: has no scores-<Set>.csv: {_AGAIN} --save {folder.name}")
     log_file = folder / "log.txt"
-    log_text = log_file.read_text(encoding="utf-8", errors="replace") if log_file.is_file() else ""
+    log_text = read_regular(log_file, MOST_LOG).decode(errors="replace") if log_file.is_file() else ""
     scores, protocols, scales = {}, {}, {}
     for path in paths:
         set_name = path.stem.removeprefix("scores-")
@@ -156,10 +161,12 @@ def _natural(path: Path) -> list:
 
 def _read_scores(path: Path) -> dict[str, Score]:
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return {row["image"]: (float(row["PSNR"]), float(row["SSIM"])) for row in csv.DictReader(file)}
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: is no table of image, PSNR and SSIM as main.py writes it: {_AGAIN}") from None
+        rows = read_csv(path, ("image", "PSNR", "SSIM"))
+        return {row["image"]: (float(row["PSNR"]), float(row["SSIM"])) for row in rows}
+    except ValueError:
+        raise UserError(f"{path}: has a score that is no number: {_AGAIN}") from None
+    except UserError as error:
+        raise UserError(f"{error}: {_AGAIN}") from None
 
 
 def _from_log(text: str, set_name: str) -> tuple[str, int | None]:
@@ -190,7 +197,8 @@ def common_images(tested: list[Tested]) -> list[tuple[str, str]]:
     left_out = set.union(*everybody) - common
     if left_out:
         names = sorted("/".join(image) for image in left_out)
-        print(f"left out, as not every experiment has them: {', '.join(names[:8])}{' …' * (len(names) > 8)}")
+        few = printable(", ".join(names[:8]))
+        print(f"left out, as not every experiment has them: {few}{' …' * (len(names) > 8)}")
     for name in sorted({name for name, _ in common}):
         for one in tested:
             if one.scales[name] is None:
@@ -269,11 +277,9 @@ def read_table(path: Path) -> dict:
         UserError: if the file is missing or has another form.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--table {path}: there is no such file: tabulate.py writes it") from None
-    except ValueError as error:
-        raise UserError(f"--table {path}: is no JSON ({error}): give the one that tabulate.py wrote") from None
+        table = read_json(path)
+    except UserError as error:
+        raise UserError(f"--table {error}: give the one that tabulate.py wrote") from None
     if not _is_table(table):
         raise UserError(
             f'--table {path}: expected {{"title": text, "columns": [text], "rows": [[text, number or null]], '
@@ -290,10 +296,15 @@ def _is_table(table) -> bool:
         isinstance(table, dict)
         and isinstance(table.get("title"), str)
         and texts(table.get("columns"))
+        and bool(table["columns"])
         and texts(table.get("notes"))
         and isinstance(table.get("rows"), list)
         and all(isinstance(row, list) and len(row) == len(table["columns"]) for row in table["rows"])
-        and all(cell is None or isinstance(cell, str | int | float) for row in table["rows"] for cell in row)
+        and all(
+            cell is None or isinstance(cell, str | float) or (isinstance(cell, int) and abs(cell) < 2**63)
+            for row in table["rows"]
+            for cell in row
+        )
     )
 
 
@@ -342,7 +353,7 @@ def make_page(
         (out / name).unlink(missing_ok=True)
     _list(out, written)
     size = sum((out / name).stat().st_size for name in written) / 2**20
-    print(f"{out / 'index.html'}: {len(images)} images, {len(written)} pictures of {size:.1f} MiB beside it")
+    print(f"{printable(out / 'index.html')}: {len(images)} images, {len(written)} pictures of {size:.1f} MiB beside it")
 
 
 def _write_pictures(compared: Compared, set_name: str, image: str, scale: int, out: Path) -> tuple[dict, set[str]]:
@@ -393,13 +404,13 @@ def luma_error(sr: np.ndarray, hr: np.ndarray) -> np.ndarray:
 
 def error_picture(error: np.ndarray) -> np.ndarray:
     """An error (H, W) in gray levels as colours, uint8 (H, W, 3): 0 is dark, ERROR_MAX and more bright."""
-    colors = (matplotlib.colormaps[ERROR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+    colors = (figures.matplotlib.colormaps[ERROR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
     return colors[(error / ERROR_MAX * 255).round().clip(0, 255).astype(int)]
 
 
 def _css_colors() -> str:
     """The colours of the error maps as the stops of a CSS gradient."""
-    stops = (matplotlib.colormaps[ERROR_MAP](np.linspace(0, 1, 12))[:, :3] * 255).round().astype(int)
+    stops = (figures.matplotlib.colormaps[ERROR_MAP](np.linspace(0, 1, 12))[:, :3] * 255).round().astype(int)
     return ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in stops)
 
 
@@ -495,8 +506,8 @@ def make_figure(tested: list[Tested], images: list[tuple[str, str]], request: li
     """
     set_name, image = _find(images, request[0])
     try:
-        x, y, width, height = map(int, request[1:])
-    except ValueError:
+        x, y, width, height = map(whole_number(-(2**31)), request[1:])
+    except ArgumentTypeError:
         raise UserError(
             f"--figure {' '.join(request)}: expected IMAGE X Y W H, four whole numbers of HR pixels"
         ) from None
@@ -518,7 +529,7 @@ def make_figure(tested: list[Tested], images: list[tuple[str, str]], request: li
     _list(out, _listed(out))
     for form, content in drawn.items():
         write_bytes(out / names[form], content)
-        print(out / names[form])
+        print(printable(out / names[form]))
 
 
 def _find(images: list[tuple[str, str]], text: str) -> tuple[str, str]:

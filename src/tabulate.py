@@ -23,7 +23,7 @@ from model import MODELS, count_parameters
 from model.checkpoint import model_of, rebuild, unpack
 from model.recalibration import fold, is_recalibrated
 from model.tiling import peak_bytes
-from option import Parser, number, parse_args, weights_file, whole_number
+from option import Parser, number, parse_args, path_flag, weights_file, whole_number
 from option import build_parser as training_parser
 from tables import as_text, refuse_foreign, tabulate, write_all
 from utility import choose_device, digest, git_commit, load_tensors, processor, seed_everything, timed
@@ -92,7 +92,9 @@ def build_parser() -> Parser:
     parser.add_argument(
         "rows", type=weights_file, nargs="+", metavar="ROW", help="checkpoint, experiment folder, or bicubic"
     )
-    parser.add_argument("--dir_data", default=default("dir_data"), metavar="DIR", help="folder of the data sets")
+    parser.add_argument(
+        "--dir_data", default=default("dir_data"), metavar="DIR", type=path_flag, help="folder of the data sets"
+    )
     parser.add_argument(
         "--data_test", default="Set5+Set14", metavar="A+B", help="test sets, or none (default Set5+Set14)"
     )
@@ -109,7 +111,7 @@ def build_parser() -> Parser:
     parser.add_argument("--res_scale", type=number(above=0), metavar="F", help="of bare EDSR state dicts (default 1)")
     parser.add_argument("--scale", type=whole_number(1), metavar="S", help="for a table of bicubic alone")
     parser.add_argument("--published", action="store_true", help="add the rows that publications report, marked so")
-    parser.add_argument("--out", metavar="FILE", help="write FILE.md, FILE.csv, FILE.json and FILE.tex")
+    parser.add_argument("--out", metavar="FILE", type=path_flag, help="write FILE.md, FILE.csv, FILE.json and FILE.tex")
     return parser
 
 

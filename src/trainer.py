@@ -29,7 +29,7 @@ from board import Board
 from data import train_batches
 from data.srdata import TestSet, TrainSet
 from errors import UserError, held
-from evaluate import InPrecision, Scores, evaluate_as_asked, to_network
+from evaluate import InPrecision, Scores, evaluate_as_asked, protocol, to_network
 from experiment import Experiment
 from loss import Loss
 from loss.perceptual import load_vgg19
@@ -43,6 +43,7 @@ from optimisation import (
     step_if,
     update_average,
 )
+from statecheck import expect, fitting, same_optimizer, same_progress, same_random, same_tensors
 from utility import load_tensors
 
 log = logging.getLogger("krgn")
@@ -420,13 +421,13 @@ class Trainer:
             if test_set.scored:
                 row |= {f"{test_set.name} PSNR": score.psnr, f"{test_set.name} SSIM": score.ssim}
                 log.info("[epoch %d] %s: PSNR %.3f dB, SSIM %.4f", epoch, test_set.label, score.psnr, score.ssim)
-        row["skipped"] = self.epoch_batches - self.counted
+        row["skipped"] = max(0, self.epoch_batches - self.counted)
         history = [*self.history, row | {"seconds": round(self.seconds, 1)}]
 
         psnr = scores[self.best_set].psnr if self.best_set is not None else math.nan
         # Suspect weights are not saved, so that they cannot be the best ones that are there.
         is_best = not self.suspect and psnr > self.best.get("psnr", -math.inf)
-        best = {"psnr": psnr, "epoch": epoch} if is_best else self.best
+        best = {"psnr": psnr, "epoch": epoch, "on": self._best_on()} if is_best else self.best
         if best:
             name = self.test_sets[self.best_set].name
             log.info("[epoch %d] best so far: PSNR %.3f dB on %s, epoch %d", epoch, best["psnr"], name, best["epoch"])
@@ -483,29 +484,57 @@ class Trainer:
     _PROGRESS = ("epoch", "batch", "sums", "norms", "counted", "seconds", "last_loss", "best", "history", "skipped")
     _PROGRESS += ("in_a_row", "n_images")
 
+    def _best_on(self) -> str:
+        """What the best epoch is chosen by: scores of other sets or ways do not compare."""
+        return f"{self.test_sets[self.best_set].label}, {protocol(self.args)}" if self.best_set is not None else ""
+
+    def _check(self, state: dict) -> None:
+        """Raises UserError if the state does not fit this run in every name, type and shape. Nothing is changed."""
+        with fitting(f"--load {self.experiment.name}: its state"):
+            same_tensors("model", state["model"], self.network.state_dict())
+            same_optimizer("optimizer", state["optimizer"], self.optimizer)
+            if self.average is not None:
+                same_tensors("average", _plain_names(state["average"]), self.average.state_dict())
+            expect("averaged", state.get("averaged", math.inf), float, least=0)
+            if self.adversary:
+                same_tensors("discriminator", state["discriminator"], self.adversary.discriminator.state_dict())
+                same_optimizer("discriminator's optimizer", state["discriminator's optimizer"], self.critic_optimizer)
+            for name, value in expect("scaler", state["scaler"], dict).items():
+                expect(name, value, float, least=0)
+            same_progress(state["progress"], n_sums=len(self.sums))
+            same_random(state["random"])
+
     def _restore(self, state: dict) -> None:
+        self._check(state)
         self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # The options say rates and factors, and may have been overridden.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         if state["scaler"]:  # empty after a run of another precision
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            # States of before had the names of torch's AveragedModel.
-            average = {name.removeprefix("module."): value for name, value in state["average"].items()}
-            average.pop("n_averaged", None)
-            self.average.load_state_dict(average)
+            self.average.load_state_dict(_plain_names(state["average"]))
             # States of before did not count, and had the initial weights in their average: it goes on as it was.
             self.averaged.fill_(state.get("averaged", math.inf))
         if self.adversary:
             self.adversary.discriminator.load_state_dict(state["discriminator"])
-            self.critic_optimizer.load_state_dict(state["discriminator's optimizer"])
+            groups = self.critic_optimizer.state_dict()["param_groups"]
+            moments = state["discriminator's optimizer"]["state"]
+            self.critic_optimizer.load_state_dict({"state": moments, "param_groups": groups})
         for name in self._PROGRESS:
             setattr(self, name, state["progress"][name])
+        if self.best and self.best.get("on", self._best_on()) != self._best_on():
+            log.info("the best epoch was chosen on %s: it is chosen anew, on %s", self.best["on"], self._best_on())
+            self.best = {}
+        if {"data_train", "data_range"} & set(self.args.override):
+            self.n_images = len(self.train_set)
         if self.n_images != len(self.train_set):
             raise UserError(
                 f"--load {self.experiment.name}: the run was trained on {self.n_images} images, now there are "
                 f"{len(self.train_set)}: put the same images there, or start another run with --pre_train"
             )
-        random.setstate(state["random"]["python"])
+        version, words, gauss = state["random"]["python"]
+        random.setstate((version, tuple(words), gauss))
         np.random.set_state(state["random"]["numpy"])
         torch.set_rng_state(state["random"]["torch"])
         # One GPU's: all processes draw alike, as they were seeded alike.
@@ -513,6 +542,13 @@ class Trainer:
             torch.cuda.set_rng_state(state["random"]["cuda"][0], self.device)
         if self.args.resume:
             self.experiment.restore_best(self.best.get("epoch"))
+
+
+def _plain_names(average: dict) -> dict:
+    """Older states have the names of torch's AveragedModel."""
+    if not isinstance(average, dict):
+        return average
+    return {str(name).removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
 
 
 def compiled(network: nn.Module, args, device: torch.device) -> nn.Module:

@@ -10,14 +10,18 @@ import os
 import pickle
 import platform
 import random
+import re
 import stat
 import subprocess
 import sys
 import time
 import uuid
 import warnings
+import zipfile
+import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 import parallel
-from errors import UserError, says_out_of_memory
+from errors import UserError, printable, says_out_of_memory
 
 LOG = logging.getLogger("krgn")
 
@@ -106,22 +110,71 @@ def timed(function: Callable, device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def available_memory() -> int | None:
-    """Bytes of main memory that this process may still take, of the machine and of its container; None if unknown."""
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of main memory that this process may still take; None if unknown.
+
+    The least of what the machine has, what each control group above this process has left (a container's, a batch
+    system's job; versions 1 and 2), and what `ulimit -v` and `-d` leave.
+
+    Args:
+        root: where /proc and /sys/fs/cgroup are looked for.
+    """
     try:
-        words = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = 1024 * int(words["MemAvailable"].split()[0])
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
-        if limit != "max":
-            kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            used = int((group / "memory.current").read_text()) - int(
-                kept["inactive_file"]
-            )  # a cache of files gives way
-            free = min(free, int(limit) - used)
-        return free
-    except (OSError, ValueError, KeyError):
+        words = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
+        free = [1024 * int(words["MemAvailable"].split()[0])]
+    except (OSError, ValueError, KeyError, IndexError):
         return None
+    for group, limit, usage, cache in _memory_groups(root):
+        with suppress(OSError, ValueError):
+            most = (group / limit).read_text().strip()
+            if most != "max" and int(most) < 2**60:  # version 1 writes a number of pages that no machine has
+                kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                # A cache of files gives way.
+                free.append(int(most) - int((group / usage).read_text()) + int(kept.get(cache, 0)))
+    free += _left_of_limits(root)
+    return max(0, min(free))
+
+
+def _memory_groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:
+    """The control groups of this process for memory, innermost first: folder, names of the files with limit and usage,
+    and name of the cache that gives way in memory.stat."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = ["0::/"]
+    for line in lines:
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if number == "0":
+            mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+            names = ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            mounts = [root / "sys/fs/cgroup/memory"]
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        for mount in mounts:
+            # In a container the path is that of the host, and what is mounted is the group itself.
+            group = mount / path.strip("/")
+            while group != mount and mount in group.parents:
+                yield group, *names
+                group = group.parent
+            yield mount, *names
+
+
+def _left_of_limits(root: Path) -> list[int]:
+    """What `ulimit -v` and `ulimit -d` leave of address space and data."""
+    try:
+        import resource  # not on Windows
+
+        total, _, _, _, _, data, *_ = map(int, (root / "proc/self/statm").read_text().split())
+    except (ImportError, OSError, ValueError):
+        return []
+    limits = ((resource.RLIMIT_AS, total), (resource.RLIMIT_DATA, data))
+    return [
+        most - taken * resource.getpagesize()
+        for limit, taken in limits
+        if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY
+    ]
 
 
 def processor() -> str:
@@ -189,16 +242,85 @@ def read_regular(path: Path | str, most: int) -> bytes:
         return content
 
 
+def read_json(path: Path, most: int = 16 * 2**20) -> object:
+    """What a JSON file of at most `most` bytes holds.
+
+    Raises:
+        UserError: if it is missing, unreadable, no regular file, too large, nested too deeply, or no JSON: a name
+            twice in an object and halves of characters are none here. NaN and infinity are read.
+    """
+    try:
+        text = read_regular(path, most).decode("utf-8-sig")
+        content = json.loads(text, object_pairs_hook=_object)
+        json.dumps(content, ensure_ascii=False).encode()
+        return content
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file: check the path") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): give a file that may be read") from None
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply: give the file as it was written") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}): give the file as it was written") from None
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return content
+
+
 @contextmanager
 def atomic_path(path: Path):
     """Yields a temporary path beside `path` that takes its place when the block ends well, and is removed if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    # Of a length of its own, as the target's name may be as long as a name can be.
+    temporary = path.with_name(f".krgn-{_place()}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_TEMPORARY = re.compile(r"\.krgn-([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.tmp|\..+\.[0-9a-f]{32}\.tmp")  # the second: once
+
+
+@functools.cache
+def _place() -> str:
+    """Where process numbers mean the same: the machine, since it was started, and the container."""
+    said = [platform.node()]
+    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text(), lambda: os.readlink("/proc/self/ns/pid")):
+        with suppress(OSError):
+            said.append(read())
+    return f"{zlib.crc32(' '.join(said).encode()):08x}"
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file has a name as `atomic_path` gives them."""
+    return bool(_TEMPORARY.fullmatch(path.name))
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes from `folder` the temporary files of processes that are gone; of other machines, those of an hour ago."""
+    for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+        if not (found := _TEMPORARY.fullmatch(path.name)):
+            continue
+        with suppress(OSError):
+            here = found[1] == _place()
+            if not (_runs(int(found[2])) if here else time.time() - path.stat().st_mtime < 3600):
+                path.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is somebody else's
+        return True
+    return True
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -236,28 +358,47 @@ def parse_safetensors(content: bytes) -> dict:
     """A safetensors file in the form of this framework's checkpoints; a bare state dict if its metadata has no facts.
 
     Raises:
-        safetensors.SafetensorError, ValueError: if it is damaged.
+        safetensors.SafetensorError, ValueError: if it is damaged, or its tensors have another SHA-256 than it says.
     """
     state = safetensors.torch.load(content)
     size = int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    if metadata.get("sha256", said := hashlib.sha256(memoryview(content)[8 + size :]).hexdigest()) != said:
+        raise ValueError("its tensors have another SHA-256 than it says")
     if "facts" not in metadata:
         return state
     return {"format": metadata.get("format"), "facts": json.loads(metadata["facts"]), "model": state}
 
 
+MOST_WEIGHTS = 16 * 2**30  # bytes of a file
+
+
 def load_tensors(path: Path) -> dict:
-    """Reads a torch or safetensors file of tensors and plain values onto the CPU. Nothing in the file is ever run.
+    """Reads a torch or safetensors file of tensors and plain values onto the CPU, told by its content, not its name.
+
+    Nothing in the file is ever run. Checksums are verified. Of more types than tensors and plain values, only those of
+    `_HARMLESS` are read.
 
     Raises:
-        UserError: if the file is missing, damaged, or holds anything but tensors and plain values.
+        UserError: if the file is missing, damaged, no regular file, or holds anything else.
     """
     try:
-        with warnings.catch_warnings():
+        with open_regular(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickles, which load or are refused all the same
-            if path.suffix == ".safetensors":
-                return parse_safetensors(path.read_bytes())
-            return torch.load(path, map_location="cpu", weights_only=True)
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_WEIGHTS:
+                raise UserError(
+                    f"{path}: has {size:,} bytes, expected at most {MOST_WEIGHTS:,}: give a file of weights"
+                )
+            head = file.read(9)
+            file.seek(0)
+            if head[8:] == b"{" and int.from_bytes(head[:8], "little") < size:
+                return parse_safetensors(file.read())
+            if head[:4] == b"PK\x03\x04":
+                _check_archive(file, size)
+                file.seek(0)
+            with torch.serialization.safe_globals(_HARMLESS):
+                return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         released = "" if path.suffix else "; released weights are named like KRGN_x4"
         raise UserError(f"{path}: there is no such file: check the path{released}") from None
@@ -273,7 +414,9 @@ def load_tensors(path: Path) -> dict:
                 "save the state dict alone, torch.save(model.state_dict(), FILE)"
             ) from None
         raise UserError(_damaged(path)) from None
-    except Exception as error:  # torch raises many types for a damaged file: RuntimeError, EOFError, KeyError …
+    except UserError:
+        raise
+    except (Exception, RecursionError) as error:  # torch raises many types for a damaged file: EOFError, KeyError …
         if says_out_of_memory(error):
             raise
         raise UserError(_damaged(path)) from None
@@ -284,15 +427,129 @@ def _damaged(path: Path) -> str:
     return f"{path}: is damaged, cut short, or no file of tensors ({size:,} bytes): use another copy"
 
 
+def _check_archive(file: BinaryIO, size: int) -> None:
+    """Raises an exception unless the members of torch's zip archive are what it says of them: their sizes, which are
+    read before their content, and their checksums, which torch itself does not look at."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if len({member.filename for member in members}) < len(members):
+            raise ValueError("two members have one name")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("members are compressed, as torch never does")
+        if sum(member.file_size for member in members) > size:
+            raise ValueError("members are larger than the file")
+        for member in members:
+            with archive.open(member) as content:  # raises BadZipFile at the end of one whose checksum is another
+                while content.read(2**20):
+                    pass
+
+
+# --- types that trainers leave beside the weights, read as plain values ---
+
+
+class _Dtype:
+    """NumPy's dtype, of numbers and text alone."""
+
+    def __init__(self, text: str = "f8", *_):
+        self.kind = np.dtype(text)
+        if self.kind.kind not in "biufSU":
+            raise pickle.UnpicklingError(f"NumPy's {text} holds objects")
+
+    def __setstate__(self, state):
+        if state[1] in ("<", ">"):
+            self.kind = self.kind.newbyteorder(state[1])
+
+
+class _Array:
+    """NumPy's array, whose values are not needed."""
+
+    def __setstate__(self, _state):
+        pass
+
+
+class _Plain:
+    """An object with attributes, which are not needed."""
+
+    def __setstate__(self, _state):
+        pass
+
+
+def _scalar(dtype: _Dtype, content: bytes | str = b""):
+    raw = content.encode("latin1") if isinstance(content, str) else content
+    return np.frombuffer(raw, dtype.kind, 1)[0].item()
+
+
+def _joined(*parts) -> str:
+    return os.path.join("", *map(str, parts))
+
+
+_HARMLESS = [
+    (lambda text, _encoding: text.encode("latin1"), "_codecs.encode"),
+    (_Plain, "argparse.Namespace"),
+    (_Plain, "types.SimpleNamespace"),
+    (lambda *_: {}, "collections.defaultdict"),
+    (OrderedDict, "lightning.fabric.utilities.data.AttributeDict"),
+    (OrderedDict, "lightning_fabric.utilities.data.AttributeDict"),
+    (OrderedDict, "pytorch_lightning.utilities.parsing.AttributeDict"),
+    (_Dtype, "numpy.dtype"),
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((lambda *_: _Array(), f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    (_Array, "numpy.ndarray"),
+    *(
+        (kind, f"{module}.{kind.__name__}")
+        for kind in (list, dict, int, float)
+        for module in ("builtins", "__builtin__")
+    ),
+    *(
+        (_joined, f"{module}.{name}Path")
+        for module in ("pathlib", "pathlib._local")
+        for name in ("Posix", "Windows", "Pure")
+    ),
+    *(
+        (_joined, f"{module}.Pure{name}Path")
+        for module in ("pathlib", "pathlib._local")
+        for name in ("Posix", "Windows")
+    ),
+]
+
+
+class _OneLine(logging.Formatter):
+    """A record is one line, whatever the names in it hold (`errors.printable`)."""
+
+    def formatMessage(self, record):
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
 class _Terminal(logging.Handler):
     """Lines on standard output that do not break a progress bar."""
 
+    gone = False
+
     def emit(self, record):
+        if self.gone or sys.stdout is None:
+            return
         try:
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:  # `| head` has seen enough; the run and its log file go on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (OSError, ValueError):  # `| head` has seen enough, or the terminal was closed; the run goes on
+            self.gone = True
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _File(logging.FileHandler):
+    """The log's file. Where the disk is full the run goes on, and the terminal says so once."""
+
+    failed = False
+
+    def handleError(self, record):
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.failed:
+            self.failed = True
+            LOG.warning("%s: cannot be written (%s): lines are missing there", self.baseFilename, error.strerror)
 
 
 def start_log() -> logging.Logger:
@@ -302,15 +559,17 @@ def start_log() -> logging.Logger:
         handler.close()
     LOG.setLevel(logging.INFO if parallel.is_main() else logging.ERROR)
     LOG.propagate = False
-    LOG.addHandler(_Terminal())
+    terminal = _Terminal()
+    terminal.setFormatter(_OneLine())
+    LOG.addHandler(terminal)
     LOG.addHandler(MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False))
     return LOG
 
 
 def log_to(path: Path) -> None:
     """Appends the log to `path` from now on, beginning with the lines since `start_log`."""
-    file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+    file = _File(path, encoding="utf-8", errors="backslashreplace")
+    file.setFormatter(_OneLine("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
     for handler in list(LOG.handlers):
         if isinstance(handler, MemoryHandler):
             handler.setTarget(file)

@@ -1,13 +1,21 @@
 """Files of weights: every form is read, nothing in them runs, and every contradiction is named."""
 
+import argparse
+import logging
 import os
 import pickle
+import warnings
+import zipfile
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 
+import numpy
 import pytest
+import safetensors.torch
 import torch
 from test_recalibration import randomise
 
+import folded
 from errors import UserError
 from model import build_model
 from model.checkpoint import adopt, load_pre_train, load_weights, pack, rebuild, unpack
@@ -205,3 +213,159 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert load_tensors(path) == {"value": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+# --- what other trainers save ---
+
+
+def small_state() -> dict[str, torch.Tensor]:
+    return dict(KRGN(scale=2, n_feats=8, n_resgroups=1, recalibrated=False).state_dict())
+
+
+def averaged(state: dict) -> dict:
+    return {name: tensor * 0.5 for name, tensor in state.items()}
+
+
+def prefixed(state: dict, prefix: str) -> dict:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+WRAPPED = {
+    **{
+        name: (lambda state, name=name: {name: state, "epoch": 3})
+        for name in "state_dict model model_state_dict model_state params params_ema params-ema ema net netG net_g "
+        "generator network weights model_ema ema_state_dict state_dict_ema module".split()
+    },
+    "two levels": lambda state: {"checkpoint": 1, "model": {"state_dict": state}},
+    "a name of its own": lambda state: {"my_net": state, "iter": 5},
+    **{
+        f"prefix {prefix}": (lambda state, prefix=prefix: prefixed(state, prefix))
+        for prefix in "module. _orig_mod. model. net. network. generator. module._orig_mod. model.net_g.module.".split()
+    },
+    "counters": lambda state: state | {"n_averaged": torch.tensor(4), "iteration": 7, "name": "x"},
+    "averaged model": lambda state: {"n_averaged": torch.tensor(4)} | prefixed(state, "module."),
+    "lightning": lambda state: {
+        "state_dict": prefixed(state, "net_g.")
+        | prefixed({"0.weight": torch.ones(4, 3)}, "net_d.")
+        | {"loss_fn.vgg.0.weight": torch.ones(2, 2)},
+        "hyper_parameters": argparse.Namespace(lr=numpy.float64(1e-3), shape=numpy.arange(3), path=Path("a/b")),
+        "callbacks": OrderedDict(a=numpy.int64(3), b=defaultdict(list, {"x": [1]})),
+        "dtype": numpy.dtype("float32"),
+        "size": torch.Size([1, 2]),
+    },
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED.keys())
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_weights_are_found_in_what_trainers_save(tmp_path, wrap, name):
+    state = small_state()
+    torch.save(wrap(state), tmp_path / name)
+    found = unpack(load_tensors(tmp_path / name), "weights").state
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+    rebuild(unpack(load_tensors(tmp_path / name), "weights"))
+
+
+def test_a_file_is_told_by_its_content(tmp_path):
+    state = small_state()
+    for name in ("weights.pth", "weights.pt", "weights"):
+        safetensors.torch.save_file(state, tmp_path / name)
+        assert unpack(load_tensors(tmp_path / name), name).state.keys() == state.keys()
+    torch.save(state, tmp_path / "old.safetensors", _use_new_zipfile_serialization=False)
+    assert unpack(load_tensors(tmp_path / "old.safetensors"), "old").state.keys() == state.keys()
+
+
+@pytest.mark.parametrize("name", ["params_ema", "params-ema", "ema", "model_ema"])
+def test_averaged_weights_are_preferred_and_that_is_said(name, caplog):
+    state = small_state()
+    with caplog.at_level("INFO", logger="krgn"):
+        logging.getLogger("krgn").propagate = True
+        found = unpack({"params": state, name: averaged(state)}, "weights").state
+    assert torch.equal(found["head_conv.weight"], state["head_conv.weight"] * 0.5)
+    assert f"the averaged weights are taken ({name}, not params)" in caplog.text
+
+
+def test_half_precision_is_used_as_float32():
+    state = {name: tensor.bfloat16() for name, tensor in small_state().items()}
+    assert {tensor.dtype for tensor in unpack(state, "weights").state.values()} == {torch.float32}
+
+
+def test_weights_without_a_mean_shift_are_told_what_is_missing():
+    state = {name: tensor for name, tensor in small_state().items() if "_mean" not in name}
+    with pytest.raises(UserError, match="without the mean shift"):
+        rebuild(unpack(state, "weights"))
+
+
+ODD = {
+    "NaN": (lambda t: t.clone().fill_(torch.nan), "not finite"),
+    "infinity": (lambda t: t.clone().fill_(-torch.inf), "not finite"),
+    "integers": (lambda t: t.to(torch.int64), "is int64"),
+    "complex": (lambda t: t.to(torch.complex64), "complex"),
+    "sparse": (lambda t: t.to_sparse(), "sparse"),
+    "quantised": (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "quantised"),
+    "meta": (lambda t: t.to("meta"), "without values"),
+    "empty": (lambda t: t[:0], "empty"),
+    "expanded": (lambda t: torch.zeros(1).expand(10**6, 10**6), "bytes expanded to"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), ODD.values(), ids=ODD.keys())
+def test_tensors_that_are_no_weights_are_refused_by_name(tmp_path, change, said):
+    state = small_state()
+    state["upsampler.0.weight"] = change(state["upsampler.0.weight"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(state, tmp_path / "weights.pt")
+        with pytest.raises(UserError, match=rf"upsampler.0.weight.*{said}|no file of tensors"):
+            unpack(load_tensors(tmp_path / "weights.pt"), "weights.pt")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("dilation", 10**9), ("dilation", 2.5), ("act", ["lrelu"]), ("dilation", True), ("model", "A\x1b[2J")],
+)
+def test_absurd_facts_are_refused_before_anything_is_built(flag, value):
+    packed = pack(KRGN(scale=2, n_feats=8, n_resgroups=1, recalibrated=False), "KRGN")
+    packed["facts"][flag] = value
+    with pytest.raises(UserError) as caught:
+        rebuild(unpack(packed, "weights"))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("form", ["zip", "safetensors"])
+def test_a_flipped_bit_is_noticed(tmp_path, form):
+    network = KRGN(scale=2, n_feats=8, n_resgroups=1, recalibrated=False)
+    path = tmp_path / "weights"
+    save_tensors(path, pack(network, "KRGN"))
+    if form == "safetensors":
+        folded.write(path, path.with_suffix(".safetensors"))
+        path = path.with_suffix(".safetensors")
+    content = path.read_bytes()
+    some = network.body[0].conv1x1_act[0].weight.detach().numpy().tobytes()[:64]
+    at = content.index(some)
+    for bit in range(0, 8 * 64, 37):
+        changed = bytearray(content)
+        changed[at + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match="is damaged"):
+            load_tensors(path)
+    path.write_bytes(content)
+    load_tensors(path)
+
+
+def test_archives_that_are_not_torchs_are_refused(tmp_path):
+    path = tmp_path / "weights.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"0" * 10**7)
+    with pytest.raises(UserError, match="is damaged"):
+        load_tensors(path)
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(UserError, match="is a pipe"):
+        load_tensors(tmp_path / "pipe.pt")
+
+
+def test_objects_in_numpys_types_are_refused(tmp_path):
+    torch.save({"a": torch.ones(2), "b": numpy.array([object], dtype=object)}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"refused|no file of tensors"):
+        load_tensors(tmp_path / "weights.pt")

@@ -1,6 +1,8 @@
 """Files, caches and samples: every kind of image, every kind of damage, the same batches for any number of workers."""
 
+import errno
 import itertools
+import logging
 import multiprocessing
 import os
 import pickle
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from data import build_test_sets, build_train_set, resize, srdata, train_batches
 from data import image as files
@@ -454,3 +456,146 @@ def test_other_trees(small_set, photo):
     lr, hr, name = demo[0]
     assert (lr.shape, hr, name) == ((3, 40, 52), None, "cat")
     assert not demo.scored
+
+
+# --- what lies in a folder ---
+
+
+def own(dataset: Path, name: str = "Own", *flags: str) -> TrainSet:
+    return build_train_set(
+        parse_args(["--dir_data", str(dataset), "--data_train", name, "--patch_size", "24", "--scale", "2", *flags])
+    )
+
+
+def demo_set(folder: Path):
+    return build_test_sets(parse_args(["--data_test", "Demo", "--dir_demo", str(folder), "--scale", "2"]))[0]
+
+
+@pytest.fixture
+def said(caplog):
+    logger = logging.getLogger("krgn")
+    caplog.set_level(logging.INFO, "krgn")
+    before, logger.propagate = logger.propagate, True
+    yield caplog
+    logger.propagate = before
+
+
+SAVED = [".png", ".jfif", ".jpe", ".JPG", ".jp2", ".tga", ".bmp", ".webp", ".tiff", ".ppm", ".pcx", ".sgi", ".qoi"]
+
+
+@pytest.mark.parametrize("suffix", [*SAVED, pytest.param(".avif", marks=pytest.mark.skipif(
+    not features.check("avif"), reason="this Pillow has no AVIF"))])  # fmt: skip
+def test_what_pillow_reads_is_read(tmp_path, photo, suffix):
+    path = tmp_path / f"Own/a{suffix}"
+    path.parent.mkdir()
+    Image.fromarray(np.array(photo[:40, :50])).save(path)
+    assert [pair.hr for pair, _ in own(tmp_path).images] == [path]
+    assert [pair.lr for pair in demo_set(tmp_path / "Own").pairs][:1] == [path]
+
+
+def test_what_is_no_picture_is_skipped_and_named(tmp_path, photo, said):
+    files.write_png(tmp_path / "Own/deep/a.png", photo[:40, :50])
+    for name in ("b.pdf", "notes.txt", "c.h5", "d.eps", "e.heic", "\x1b[31m\nf.txt"):
+        (tmp_path / "Own" / name).write_bytes(b"x")
+    os.mkfifo(tmp_path / "Own/pipe.png")
+    assert len(demo_set(tmp_path / "Own").pairs) == 1
+    assert len(own(tmp_path)) == 1
+    for record in said.records[:2]:
+        if "skipped" in record.getMessage():
+            assert "7 skipped" in record.getMessage()
+            assert "pipe.png (a pipe)" in record.getMessage()
+            assert "e.heic" in record.getMessage()
+            assert "\n" not in record.getMessage()
+            assert "\x1b" not in record.getMessage()
+    assert said.text.count("7 skipped") == 2
+
+
+def test_links_are_followed_once_and_loops_named(tmp_path, photo, said):
+    for number in range(3):
+        files.write_png(tmp_path / f"elsewhere/more/{number}.png", photo[number : number + 40, :50])
+    files.write_png(tmp_path / "elsewhere/single.png", photo[50:90, :50])
+    folder = tmp_path / "Own"
+    files.write_png(folder / "here/0.png", photo[60:100, :50])
+    (folder / "a").symlink_to(tmp_path / "elsewhere/more")
+    (folder / "again").symlink_to(tmp_path / "elsewhere/more")
+    (folder / "one.png").symlink_to(tmp_path / "elsewhere/single.png")
+    (folder / "here/up").symlink_to(folder)
+    (folder / "here/above").symlink_to(tmp_path)
+    names = ["a__0", "a__1", "a__2", "here__0", "one"]
+    assert [pair.name for pair, _ in own(tmp_path).images] == names
+    assert sorted(pair.name for pair in demo_set(folder).pairs if "bin" not in pair.name) == names
+    assert "again, above, up (a link to a folder that is read already)" in said.text.replace(
+        "above, again", "again, above"
+    )
+
+
+@pytest.mark.parametrize("place", ["Own/a.png", "Own/Own_train_HR/a.png", "benchmark/Own/HR/a.png"])
+def test_a_link_to_nothing_is_named(tmp_path, photo, place):
+    files.write_png(tmp_path / place.replace("a.png", "b.png"), photo[:40, :50])
+    (tmp_path / place).symlink_to(tmp_path / "nothing.png")
+    with pytest.raises(UserError, match=r"a\.png: is a link to nothing"):
+        build_test_sets(parse_args(test_flags(tmp_path, "--data_test", "Own", "--data_range", "1-1/1-1")))
+    (tmp_path / place).unlink()
+    (tmp_path / place).symlink_to(tmp_path / place)
+    with pytest.raises(UserError, match=r"a\.png: is a link to nothing"):
+        build_test_sets(parse_args(test_flags(tmp_path, "--data_test", "Own", "--data_range", "1-1/1-1")))
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, photo, monkeypatch):
+    """The superuser may read everything, so what the system says is put in its mouth."""
+    files.write_png(tmp_path / "Own/closed/a.png", photo[:40, :50])
+    scandir = os.scandir
+
+    def closed(folder):
+        if Path(folder).name == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    for act in (lambda: own(tmp_path), lambda: demo_set(tmp_path / "Own")):
+        with pytest.raises(UserError, match=r"closed: cannot be read \(Permission denied\)"):
+            act()
+
+
+@pytest.mark.parametrize("place", ["Own/{}", "Own/Own_train_HR/{}", "Own/deep/{}", "benchmark/Own/HR/{}"])
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"caf\xe9/a.png"])
+def test_names_that_are_no_text_are_refused_at_once(tmp_path, photo, place, name):
+    path = Path(os.fsdecode(os.fsencode(tmp_path / place.format("x")).replace(b"/x", b"/" + name)))
+    try:
+        files.write_png(path, photo[:40, :50])
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    for flags in (
+        ("--data_test", "Own", "--data_range", "1-1/1-1"),
+        ("--data_test", "Demo", "--dir_demo", str(tmp_path)),
+    ):
+        with pytest.raises(UserError, match=r"caf\\udce9.*is no text \(UTF-8\): rename it") as raised:
+            build_test_sets(parse_args(test_flags(tmp_path, *flags)))
+        str(raised.value).encode()
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_results_of_own_images_have_names_of_their_own(tmp_path, photo):
+    """Also where a disk does not tell A from a; and the same names every time."""
+    names = ["same.jpg", "same.png", "same.PNG", "Same.bmp", "deep/same.png", "deep__same.png", "same_png.png", "b.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.array(photo[:20, :20])).save(tmp_path / name)
+    long = "ä" * 120
+    files.write_png(tmp_path / f"{long}/1.png", photo[:20, :20])
+    files.write_png(tmp_path / f"{long}/2.png", photo[:20, :20])
+    pairs = demo_set(tmp_path).pairs
+    found = [pair.name for pair in pairs]
+    assert len(pairs) == 10
+    assert len({name.casefold() for name in found}) == 10
+    assert {"b", "same_jpg", "same_png", "Same_bmp", "deep__same_png"} <= set(found)
+    assert max(len(name.encode()) for name in found) <= 200
+    assert [pair.name for pair in demo_set(tmp_path).pairs] == found
+
+
+def test_names_that_are_too_long_are_said(tmp_path, photo):
+    name = "n" * 250
+    files.write_png(tmp_path / "Own/short.png", photo[:40, :50])
+    (tmp_path / "Own/short.png").rename(tmp_path / f"Own/{name}.png")
+    with pytest.raises(UserError, match=r"x2\.png: this name of 256 bytes is too long .* shorten the name"):
+        own(tmp_path)

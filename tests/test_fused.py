@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -137,7 +138,7 @@ def test_gradients_are_those_of_finite_differences():
                 values[part is pair[1]][name] = value
             near, far = values
             both = [near["0.weight"], near["0.bias"], near["1.weight"], far["0.weight"], far["0.bias"], far["1.weight"]]
-            return torch.ops.krgn.cffb(x, both, [1, 2], plus)
+            return torch.ops.krgn.cffb(x, both, [1, 2], plus, True)[0]
 
         inputs = [x, plus, *(dict(part.named_parameters())[name] for part, name in names)]
         # fast_mode projects on random directions, which is as good a proof here and a hundred times faster.
@@ -162,19 +163,21 @@ def test_not_a_number_passes_through():
     assert torch.equal(fused.cffb(x, *pair).isnan(), plain(x, *pair).isnan())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 64, 13, 9), (3, 17, 1, 7), (2, 32, 5, 1), (1, 16, 1, 1)])
 def test_variance_and_mean_of_each_channel(shape, dtype):
     """Also where the mean is a thousand times the deviation, which the mean of squares alone would lose."""
     x = (torch.randn(shape, dtype=dtype) + 1000).requires_grad_()
+    wide = x.float() if dtype == torch.bfloat16 else x
     results = []
-    for run in (fused.var_mean, lambda x: torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)):
-        variance, mean = run(x)
-        weights = torch.linspace(-1, 1, variance.numel(), dtype=dtype).reshape(variance.shape)
-        (gradient,) = torch.autograd.grad(((variance + 0.01 * mean) * weights).sum(), x)
+    for run, given in ((fused.var_mean, x), (partial(torch.var_mean, dim=(2, 3), correction=0, keepdim=True), wide)):
+        variance, mean = run(given)
+        weights = torch.linspace(-1, 1, variance.numel(), dtype=wide.dtype).reshape(variance.shape)
+        (gradient,) = torch.autograd.grad(((variance + 0.01 * mean) * weights).sum(), x, retain_graph=True)
         results.append((variance, mean / 1000, gradient))
+    assert results[0][0].dtype == wide.dtype
     for got, expected in zip(*results, strict=True):
-        assert_same(got, expected, 1e-10 if dtype == torch.float64 else 1e-4)
+        assert_same(got, expected, {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-3}[dtype])
 
 
 def test_variance_of_a_flat_map_is_zero_and_differentiable():
@@ -198,7 +201,7 @@ def test_it_is_an_operator_that_torch_knows():
     parameters = [tensor.detach().requires_grad_() for part in (near, far) for tensor in part.parameters()]
     x = torch.randn(2, 16, 5, 6, dtype=torch.float64, requires_grad=True)
     for plus in (None, torch.randn_like(x)):
-        torch.library.opcheck(torch.ops.krgn.cffb.default, (x, parameters, [1, 3], plus))
+        torch.library.opcheck(torch.ops.krgn.cffb.default, (x, parameters, [1, 3], plus, True))
     detached = [tensor.detach() for tensor in parameters]
     torch.library.opcheck(torch.ops.krgn.cffb_backward.default, (x.detach(), x.detach(), detached, [1, 3]))
 
@@ -221,7 +224,7 @@ def test_torch_compile_keeps_it_whole():
         y.square().mean().backward()
         results.append([y, *(p.grad for p in network.parameters() if p.grad is not None)])
     assert len(graphs) == 1
-    assert sum("krgn.cffb" in str(node.target) for node in graphs[0].graph.nodes) == 9
+    assert sum("krgn.cffb" in str(node.target) for node in graphs[0].graph.nodes) == 3
     for got, expected in zip(*results, strict=True):
         assert_same(got, expected, 1e-4)
 
@@ -281,6 +284,8 @@ def test_what_does_not_fit_takes_the_plain_operators():
     assert small(x[:, :8]).isfinite().all()
     assert not fused.fits(x.half(), near, far)
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fused.fits(x, near, far)
+    with torch.autocast("cpu", dtype=torch.float16):
         assert not fused.fits(x, near, far)
 
 
@@ -320,27 +325,104 @@ def test_hooks_are_called():
 )
 def test_a_chain_is_one_cffb_after_the_other_to_the_bit(channels, size, per_group):
     """Where no gradient is wanted, three go through in one pass: strips, images of a batch and threads' rows meet."""
-    for dtype, dilation in ((torch.float32, 3), (torch.float64, 2)):
+    for dtype, dilation in ((torch.float32, 3), (torch.float64, 2), (torch.bfloat16, 3)):
         chain = [*branches(channels, per_group, dilation, dtype), *branches(channels, per_group, dilation, dtype)]
         chain += branches(channels, per_group, dilation, dtype)
         x = torch.randn(2, channels, *size, dtype=dtype)
         expected = x
         for near, far in zip(chain[::2], chain[1::2], strict=True):
             expected = fused.cffb(expected, near, far)
+        assert torch.equal(fused.cffb(x, *chain), expected)
         with torch.no_grad():
             assert torch.equal(fused.cffb(x, *chain), expected)
             for threads in (1, 2, 5):
                 torch.set_num_threads(threads)
-                assert torch.equal(fused.cffb(x, *chain, plus=x), fused.cffb(x, *chain) + x)
+                if dtype != torch.bfloat16:  # there a sum of two rounded values is rounded once more
+                    assert torch.equal(fused.cffb(x, *chain, plus=x), fused.cffb(x, *chain) + x)
         assert fused.cffb(x, *chain, plus=x).requires_grad
 
 
-def test_a_chain_given_to_the_operator_has_no_gradient():
+def test_a_chain_has_a_gradient_where_what_lies_between_is_kept():
     chain = [*branches(), *branches()]
     parameters = [tensor for conv, act in chain for tensor in (conv.weight, conv.bias, act.weight)]
-    y = torch.ops.krgn.cffb(torch.randn(1, 16, 3, 4).double(), parameters, [1, 3], None)
+    x = torch.randn(1, 16, 3, 4).double()
+    (y,) = torch.ops.krgn.cffb(x, parameters, [1, 3], None, False)
     with pytest.raises(NotImplementedError, match="no gradient"):
         y.sum().backward()
+    between, last = torch.ops.krgn.cffb(x, parameters, [1, 3], None, True)
+    assert torch.equal(last, y)
+    with pytest.raises(NotImplementedError, match="only the last"):
+        (between.sum() + last.sum()).backward()
+
+
+@pytest.mark.parametrize("per_group", [1, 2])
+def test_gradients_of_a_chain_are_those_of_one_cffb_after_the_other(per_group):
+    for dtype in (torch.float32, torch.bfloat16):
+        pairs = [branches(32, per_group, dtype=dtype) for _ in range(3)]
+        x = torch.randn(2, 32, 40, 13, dtype=dtype, requires_grad=True)
+        chained = fused.cffb(x, *(part for pair in pairs for part in pair), plus=x)
+        single = x
+        for number, pair in enumerate(pairs):
+            single = fused.cffb(single, *pair, plus=x if number == 2 else None)
+        inputs = [x, *(parameter for pair in pairs for part in pair for parameter in part.parameters())]
+        grad = torch.randn_like(chained)
+        for got, expected in zip(
+            torch.autograd.grad(chained, inputs, grad), torch.autograd.grad(single, inputs, grad), strict=True
+        ):
+            assert torch.equal(got, expected)
+
+
+def rounded_as_torch_rounds(wide: torch.Tensor) -> torch.Tensor:
+    """float32 -> bfloat16; denormals become zero, as in the processor's instruction."""
+    return torch.where(wide.abs() < torch.finfo(torch.float32).tiny, wide * 0, wide).bfloat16()
+
+
+def test_bfloat16_is_rounded_to_the_nearest():
+    """An identity plus a bias: every mantissa that decides about rounding, infinities and denormals."""
+    near, far = branches(16, dtype=torch.float32)
+    with torch.no_grad():
+        for conv, act in (near, far):
+            conv.weight.zero_(), conv.bias.zero_(), act.weight.fill_(1)
+        near[0].weight[:, :, 1, 1] = 1
+        x = torch.tensor([1.0, -3.5, 255.0, 1e30, -1e-30, 2.0**-126, -0.0, 3.3e38]).bfloat16()
+        bias = torch.tensor([2.0**-power for power in range(1, 17)])
+        for scale in (1.0, -1.0, 1e-30, 1e-41):
+            near[0].bias.copy_(bias * scale)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                got = fused.cffb(x.expand(1, 16, 1, 8), near, far)
+            # A product with each of the other taps' zeros is added, which changes nothing here.
+            wide = x.float() + near[0].bias.view(1, 16, 1, 1)
+            assert torch.equal(got, rounded_as_torch_rounds(wide)), scale
+        near[0].bias.fill_(torch.inf)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert fused.cffb(x.expand(1, 16, 1, 8), near, far).isinf().all()
+
+
+@pytest.mark.parametrize("per_group", [1, 2])
+def test_bfloat16_differs_from_float32_by_its_rounding(per_group):
+    """Values and gradients, under autocast, where weights stay float32, and in a network that is bfloat16 itself."""
+    x, plus = torch.randn(2, 2, 24, 19, 23).bfloat16()
+    pair = [part.bfloat16().float() for part in branches(24, per_group, dtype=torch.float32)]
+    parameters = [parameter for part in pair for parameter in part.parameters()]
+    wide, added = (tensor.float().requires_grad_() for tensor in (x, plus))
+    expected = plain(wide, *pair, added)
+    grad = torch.randn_like(expected).bfloat16()
+    wanted = torch.autograd.grad(expected, [wide, added, *parameters], grad.float())
+    for half in (False, True):
+        halves = [tensor.clone().requires_grad_() for tensor in (x, plus)]
+        if half:
+            pair = [part.bfloat16() for part in pair]
+            parameters = [parameter for part in pair for parameter in part.parameters()]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not half):
+            assert fused.fits(halves[0], *pair)
+            got = fused.cffb(halves[0], *pair, plus=halves[1])
+        assert got.dtype == torch.bfloat16
+        gradients = torch.autograd.grad(got, [*halves, *parameters], grad)
+        for one, other in zip((got, *gradients), (expected, *wanted), strict=True):
+            assert (one.float() - other).norm() <= 4e-3 * other.norm()
+        assert all(
+            gradient.dtype == parameter.dtype for gradient, parameter in zip(gradients[2:], parameters, strict=True)
+        )
 
 
 def test_chains_of_unlike_cffbs_are_not_fused():

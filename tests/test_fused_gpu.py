@@ -63,10 +63,10 @@ def operators(x, plus, grad, parameters, dilations) -> list[torch.Tensor]:
 
         x, plus, parameters = fused._laid_out(x, plus, parameters)
         grad = fused._laid_out(x, grad, [])[1]
-        found = [fused_gpu.forward(x, parameters, dilations, plus)]
+        found = fused_gpu.forward(x, parameters, dilations, plus)
         return found + fused_gpu.backward(grad, x, parameters, dilations)
     x, plus, grad, *parameters = (tensor.to(DEVICE) for tensor in (x, plus, grad, *parameters))
-    found = [torch.ops.krgn.cffb(x, parameters, dilations, plus)]
+    found = torch.ops.krgn.cffb(x, parameters, dilations, plus, False)
     return [tensor.cpu() for tensor in found + torch.ops.krgn.cffb_backward(grad, x, parameters, dilations)]
 
 
@@ -75,9 +75,9 @@ def fused_forward(x, plus, parameters, dilations) -> torch.Tensor:
         from model import fused_gpu
 
         x, plus, parameters = fused._laid_out(x, plus, parameters)
-        return fused_gpu.forward(x, parameters, dilations, plus)
+        return fused_gpu.forward(x, parameters, dilations, plus)[-1]
     x, plus, *parameters = (tensor.to(DEVICE) for tensor in (x, plus, *parameters))
-    return torch.ops.krgn.cffb(x, parameters, dilations, plus).cpu()
+    return torch.ops.krgn.cffb(x, parameters, dilations, plus, False)[0].cpu()
 
 
 @on_device

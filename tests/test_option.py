@@ -197,3 +197,22 @@ def test_values_that_a_file_or_a_run_supplies_are_not_checked_before():
     options = parse_args("--dir_data some/where --pre_train x.pt".split())
     assert os.path.isabs(options.dir_data)
     assert os.path.isabs(options.pre_train)
+
+
+@pytest.mark.parametrize("text", ["1_0", "٣", "１２", " 1", "0x1", "1e400", "nan", "inf", "", "1\n"])  # noqa: RUF001
+@pytest.mark.parametrize("flag", ["--lr", "--epochs", "--scale", "--decay", "--ema", "--tile"])
+def test_what_python_reads_as_a_number_but_nobody_means(flag, text, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_args([f"{flag}={text}"])
+    assert caught.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\nb", "a\u202eb", "a\udcff"])
+@pytest.mark.parametrize("flag", ["--save", "--load", "--data_test", "--data_train"])
+def test_names_that_cannot_be_printed_are_refused(flag, name, capsys):
+    with pytest.raises(SystemExit):
+        parse_args([flag, name])
+    said = capsys.readouterr().err
+    assert said.endswith("\n")
+    assert said[:-1].isprintable()

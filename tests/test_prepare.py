@@ -1,11 +1,18 @@
 """prepare.py: published layouts, archives that are refused, damage, second starts, kills, what main.py then reads."""
 
+import bz2
+import gzip
 import io
+import lzma
+import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+import tracemalloc
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +23,7 @@ from PIL import Image
 
 import prepare
 from data import build_test_sets, build_train_set, layouts, resize
+from data.arrange import Room
 from data.image import list_images, read_image, write_png
 from errors import UserError
 from option import parse_args
@@ -496,6 +504,178 @@ def test_sources_that_are_refused(tmp_path, crops, make, words):
     assert "\n" not in message
     assert all(word in message for word in words), message
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["w", "w:gz", "w:xz", "w:bz2"])
+def test_an_archive_that_is_cut_between_members_is_refused(tmp_path, crops, kind):
+    """Of any compression: what follows the last whole member must be the archive's end."""
+    path = make_tar(tmp_path / "whole.tar", {f"Set5/{k}.png": encoded(crops[k]) for k in range(6)}, "w")
+    with tarfile.open(path) as archive:
+        ends = [info.offset for info in archive]
+    content = path.read_bytes()
+    pack = {"w": bytes, "w:gz": gzip.compress, "w:xz": lzma.compress, "w:bz2": bz2.compress}[kind]
+    for end, following in ((ends[3], b""), (ends[3], b"x" * 10240), (ends[3], content[ends[3] : ends[3] + 100])):
+        (tmp_path / "Set5.tar").write_bytes(pack(content[:end] + following))
+        with pytest.raises(UserError, match=r"Set5\.tar: the archive is damaged or not whole .* download it again"):
+            run_prepare(tmp_path / "dataset", tmp_path / "Set5.tar", "--scale", "2")
+    assert not (tmp_path / "dataset").exists()
+    (tmp_path / "Set5.tar").write_bytes(pack(content))
+    run_prepare(tmp_path / "dataset", tmp_path / "Set5.tar", "--scale", "2")
+
+
+def test_damage_behind_the_last_member_of_a_compressed_archive_is_seen(tmp_path, crops):
+    """The checksum of gzip comes last, and knows of bits that were lost anywhere."""
+    path = make_tar(tmp_path / "Set5.tar.gz", {"Set5/a.png": encoded(crops[0])})
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+    with pytest.raises(UserError, match="damaged"):
+        run_prepare(tmp_path / "dataset", path)
+
+
+@pytest.mark.parametrize("form", ["zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("second", ["Set5/a.png", "Set5/./a.png", "Set5//a.png"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_members_of_one_name_are_refused(tmp_path, crops, form, second):
+    path = tmp_path / f"Set5.{form}"
+    if form == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, pixels in (("Set5/a.png", crops[0]), (second, crops[1])):
+                archive.writestr(name, encoded(pixels))
+    else:
+        with tarfile.open(path, "w:gz" if form == "tar.gz" else "w") as archive:
+            for name, pixels in (("Set5/a.png", crops[0]), (second, crops[1])):
+                info = tarfile.TarInfo(name)
+                info.size = len(encoded(pixels))
+                archive.addfile(info, io.BytesIO(encoded(pixels)))
+    with pytest.raises(UserError, match=r"member Set5/a\.png is in it twice"):
+        run_prepare(tmp_path / "dataset", path)
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_large_members_are_not_read_before_their_headers(tmp_path, crops, capsys):
+    """Zeros, and an image with much behind it, each of 200 MB: named, in little memory."""
+    path = tmp_path / "Set5.zip"
+    much = bytes(200 << 20)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("Set5/good.png", encoded(crops[0]))
+        archive.writestr("Set5/zeros.png", much)
+        archive.writestr("Set5/long.png", encoded(crops[1]) + much)
+    del much
+    tracemalloc.start()
+    with pytest.raises(UserError, match="2 things are wrong"):
+        run_prepare(tmp_path / "dataset", path, "--scale", "2")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 << 20
+    said = capsys.readouterr().out
+    assert "zeros.png: cannot be decoded" in said
+    assert "long.png: has 209,7" in said
+    assert "too many for its 64x60 pixels" in said
+    assert [path.name for path in list_images(tmp_path / "dataset/benchmark/Set5/HR")] == ["good.png"]
+
+
+def test_what_is_in_memory_at_once_is_bounded():
+    """More than there is room for waits, but whoever is alone goes on, however large."""
+    room, inside, most = Room(10), [0], [0]
+    lock = threading.Lock()
+
+    def use(count: int) -> None:
+        with room.taken(count):
+            with lock:
+                inside[0] += count
+                most[0] = max(most[0], inside[0])
+            time.sleep(0.002)
+            with lock:
+                inside[0] -= count
+
+    threads = [threading.Thread(target=use, args=(4,)) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert most[0] == 8
+    use(100)
+    assert room.used == 0
+
+
+def test_a_header_of_a_tar_file_does_not_fill_the_memory(tmp_path, crops):
+    """The name of a member may be a member of its own, of any size."""
+    path = tmp_path / "Set5.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        info = tarfile.TarInfo("Set5/" + "n" * (2 << 20) + ".png")
+        archive.addfile(info, io.BytesIO(b""))
+    with pytest.raises(UserError, match="damaged"):
+        run_prepare(tmp_path / "dataset", path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_no_regular_file_is_never_waited_for(tmp_path, crops, kind, capsys, monkeypatch):
+    folder = make_folder(tmp_path / "Set5", {"a.png": encoded(crops[0])})
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    for path in (Path("Set5/odd.png"), Path("source")):
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            socket.socket(socket.AF_UNIX).bind(str(path))
+        else:
+            path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"is a {kind}, expected a regular file"):
+        run_prepare(tmp_path / "dataset", tmp_path / "source")
+    run_prepare(tmp_path / "dataset", folder, "--scale", "2")
+    assert f"1 skipped: odd.png (a {kind})" in capsys.readouterr().out
+    (folder / "b.png").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UserError, match="1 thing is wrong"):
+        run_prepare(tmp_path / "dataset", folder, "--scale", "2")
+    assert "b.png: cannot be read (No such file or directory)" in capsys.readouterr().out
+
+
+def test_linked_folders_of_a_source_are_read_once(tmp_path, crops, capsys):
+    make_folder(tmp_path / "more", {"b.png": encoded(crops[1])})
+    folder = make_folder(tmp_path / "Own", {"a.png": encoded(crops[0])})
+    (folder / "linked").symlink_to(tmp_path / "more")
+    (folder / "loop").symlink_to(folder)
+    run_prepare(tmp_path / "dataset", folder, "--scale", "2")
+    assert "1 skipped: loop (a link to a folder that is read already)" in capsys.readouterr().out
+    images = list_images(tmp_path / "dataset/Own/Own_train_HR")
+    assert [path.name for path in images] == ["a.png", "linked__b.png"]
+
+
+def test_names_with_control_characters_are_escaped(tmp_path, crops, capsys):
+    files = {"Set5/\x1b[31mred\nline.png": b"no image", "Set5/a.png": encoded(crops[0])}
+    with pytest.raises(UserError):
+        run_prepare(tmp_path / "dataset", make_tar(tmp_path / "Set5.tar", files), "--scale", "2")
+    said = capsys.readouterr().out
+    assert "\\x1b[31mred\\nline.png: cannot be decoded" in said
+    assert "\x1b" not in said
+    with pytest.raises(UserError, match=r"member \.\./\\x1b\\n points outside"):
+        run_prepare(tmp_path / "dataset", make_tar(tmp_path / "Set5.tar", {"../\x1b\n": b""}))
+    with pytest.raises(UserError, match="--name NAME"):
+        run_prepare(tmp_path / "dataset", make_tar(tmp_path / "HR.tar", {"S\x1bt/a.png": encoded(crops[0])}))
+
+
+def test_lr_images_of_another_degradation_are_not_replaced(tmp_path, crops):
+    """With HR images alone, bicubic LR images would be made, and the run be another one."""
+    files = {"DIV2K_train_HR/0001.png": encoded(crops[0])}
+    unknown = {"DIV2K_train_LR_unknown/X2/0001x2.png": encoded(crops[0][::2, ::2])}
+    with pytest.raises(UserError, match="DIV2K_train_LR_unknown are not bicubic ones, and there are no others"):
+        run_prepare(tmp_path / "dataset", make_zip(tmp_path / "DIV2K.zip", files | unknown), "--scale", "2")
+    assert not (tmp_path / "dataset").exists()
+    bicubic = {"DIV2K_train_LR_bicubic/X2/0001x2.png": encoded(crops[0][::2, ::2])}
+    run_prepare(tmp_path / "dataset", make_zip(tmp_path / "DIV2K.zip", files | unknown | bicubic), "--scale", "2")
+
+
+def test_scales_are_measured_in_compressed_archives_too(tmp_path, crops, capsys):
+    """Pairs in folders of any name, of which no name says LR, are refused, and others are found."""
+    small = [resize.downscale(crops[k], 2) for k in range(3)]
+    files = {f"mine/gt/{k}.png": encoded(crops[k]) for k in range(3)}
+    files |= {f"mine/lq/{k}.png": encoded(small[k]) for k in range(3)}
+    run_prepare(tmp_path / "dataset", make_tar(tmp_path / "mine.tar.gz", files), "--scale", "2")
+    root = tmp_path / "dataset/mine"
+    assert len(list_images(root / "mine_train_HR")) == len(list_images(root / "mine_train_LR_bicubic/X2")) == 3
+    assert "LR x2 images: 3 of" in capsys.readouterr().out
+    files = {name.replace("gt", "A").replace("lq", "B"): content for name, content in files.items()}
+    with pytest.raises(UserError, match="2 times smaller: are they LR images"):
+        run_prepare(tmp_path / "dataset", make_tar(tmp_path / "mine.tar.gz", files), "--scale", "2")
 
 
 def cut(path: Path) -> None:

@@ -218,7 +218,10 @@ MISTAKES = {
     "not tested": (lambda f: (f / "bad/scores-Cat.csv").unlink(), "main.py --test_only with --save_results --save_gt"),
     "no HR": (lambda f: (f / "good/results-Cat/ear_x2_HR.png").unlink(), "--save_results --save_gt"),
     "no SR": (lambda f: (f / "bad/results-Cat/ear_x2_SR.png").unlink(), "--save_results --save_gt"),
-    "no table": (lambda f: (f / "bad/scores-Cat.csv").write_text("a,b\n1,2\n"), "no table of image, PSNR and SSIM"),
+    "no table": (
+        lambda f: (f / "bad/scores-Cat.csv").write_text("a,b\n1,2\n"),
+        "expected a table with image, PSNR, SSIM",
+    ),
     "other test": (lambda f: _edit(f / "good/scores-Cat.csv", "ear,3", "ear,4"), "different tests"),
     "other scale": (lambda f: _edit(f / "bad/log.txt", "x2", "x3"), "different scales (good x2"),
     "nothing common": (lambda f: (f / "bad/scores-Cat.csv").rename(f / "bad/scores-Dog.csv"), "no image was scored"),

@@ -201,3 +201,64 @@ def test_published_weights(shared):
     assert method.name == "CFGN_x4"
     assert count_parameters(method.deployed) == 621_328
     assert tabulate.mult_adds(method.deployed, 4, 3) == pytest.approx(33.92e9, rel=1e-3)
+
+
+HOSTILE = [
+    "=1+1",
+    "+1+1",
+    "-1+cmd|' /C calc'!A0",
+    "@SUM(1)",
+    "\t=1",
+    "\uff1d1",
+    " =1",
+    "'quoted",
+    "a|b<i>",
+    r"\input{x}",
+    "$x_1^2$",
+]
+
+
+def test_text_in_a_table_is_no_formula_command_or_markup(tmp_path):
+    made = {
+        "title": "x2 <b>",
+        "columns": ["method", "Set5 PSNR"],
+        "rows": [[name, -0.5] for name in HOSTILE],
+        "notes": ["a\n\\input{/etc/passwd}"],
+    }
+    raw = list(csv.reader(io.StringIO(tables.as_csv(made))))
+    assert all(row[0][0] == "'" for row in raw[1:9])
+    assert {row[1] for row in raw[1:]} == {"-0.5"}  # a number stays one
+    (tmp_path / "table.csv").write_text(tables.as_csv(made), newline="")
+    assert [row["method"] for row in tables.read_csv(tmp_path / "table.csv", ("method",))] == HOSTILE
+
+    latex = tables.as_latex(made)
+    assert r"\textbackslash{}input\{x\}" in latex
+    assert all(line.startswith("%") for line in latex.splitlines() if "passwd" in line)
+    assert r"\$x\_1\textasciicircum{}2\$" in latex
+    markdown = tables.as_markdown(made)
+    assert r"a\|b&lt;i&gt;" in markdown
+    assert "<" not in markdown
+    assert "\x1b" not in tables.as_text(made | {"title": "\x1b[2J"})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"image,PSNR\na,1,2\n", "row 2 has another number of cells"),
+        (b"image,image\na,b\n", "no column image, or two"),
+        (b"name\na\n", "no column image"),
+        (b"", "no column image"),
+        (b"image\n\xff\n", "no text in UTF-8"),
+        (b'image\n"a', "no CSV"),
+        (b"image\n" + b"a" * 300, "expected at most 200"),
+    ],
+)
+def test_a_csv_file_that_is_none_gets_a_line(tmp_path, content, said):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        tables.read_csv(tmp_path / "a.csv", ("image",), most=200)
+
+
+def test_a_long_cell_is_read(tmp_path):
+    (tmp_path / "a.csv").write_text("image\n" + "a" * 200_000)
+    assert len(tables.read_csv(tmp_path / "a.csv", ("image",))[0]["image"]) == 200_000

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -213,7 +214,8 @@ def test_weights_that_were_not_saved_are_not_the_best(small_set, monkeypatch):
     folder = small_set.parent / "experiment/small"
     launch(*small_run(small_set, "--epochs", "2"))
     assert [row["Small PSNR"] for row in history(folder)] == ["30.0", "29.0"]
-    assert load_tensors(folder / "state.pt")["progress"]["best"] == {"psnr": 29.0, "epoch": 2}
+    best = load_tensors(folder / "state.pt")["progress"]["best"]
+    assert (best["psnr"], best["epoch"]) == (29.0, 2)
     assert load_tensors(folder / "model/model_best.pt")["facts"]["epoch"] == 2
 
 
@@ -258,9 +260,9 @@ def test_half_precision_has_a_scaler_and_float_weights(small_set):
 def test_an_overflow_of_half_precision_says_nothing_against_the_weights(small_set):
     """The first scale is too large, as always: the batch is skipped, and what is there is saved all the same."""
     folder = small_set.parent / "experiment/small"
-    launch(*small_run(small_set, "--precision", "half", "--epochs", "1", "--test_every", "1"))
+    launch(*small_run(small_set, "--precision", "half", "--epochs", "1", "--test_every", "1", "--loss", "1000*L1"))
     assert [row["skipped"] for row in history(folder)] == ["1"]
-    assert "gradient's norm is inf" in (folder / "skipped.csv").read_text()
+    assert re.search("gradient's norm is (inf|nan)", (folder / "skipped.csv").read_text())
     assert (folder / "model/model_best.pt").is_file()
     state = load_tensors(folder / "state.pt")
     assert (state["progress"]["epoch"], state["scaler"]["scale"]) == (1, 2**15)

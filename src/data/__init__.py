@@ -1,12 +1,14 @@
 """Data for a run: `build_test_sets` and `train_batches`, from the options to uint8 batches."""
 
 import itertools
+import logging
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -14,6 +16,8 @@ from data import benchmark, demo, div2k
 from data.degradation import Degradation
 from data.srdata import ImageSet, TestSet, TrainSet, cached, log_headers, pair_up
 from errors import UserError
+
+log = logging.getLogger("krgn")
 
 
 def build_train_set(args) -> TrainSet:
@@ -118,13 +122,27 @@ def train_batches(
     )
     with _signals_blocked():
         batches = iter(loader)
+    through_pipes = False
     try:
         while True:
             try:
                 block, names = next(batches)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"a process that loads data has ended ({reason}): if its memory or /dev/shm was full, give more "
+                    "(docker run --shm-size 1g), or load in this process with --n_threads 0"
+                ) from None
             except UserError as error:
                 # A worker's exception arrives with its traceback in the message; its last line is the message itself.
                 raise UserError(str(error).strip().splitlines()[-1].removeprefix("errors.UserError: ")) from None
+            if isinstance(block, np.ndarray):
+                if not through_pipes:
+                    log.info("/dev/shm has no room for batches: they come through pipes, which is slower (--shm-size)")
+                    through_pipes = True
+                block = torch.from_numpy(block)
             yield *train_set.unpack(block), names
     finally:
         _end_workers(batches)
@@ -147,7 +165,7 @@ def _signals_blocked():
     if not hasattr(signal, "pthread_sigmask"):  # not on Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield
     finally:
@@ -167,7 +185,9 @@ def _end_workers(batches) -> None:
 
 def _image_set(args, name: str, root: Path, located: div2k.Located) -> ImageSet:
     n_threads = max(args.n_threads, 1)
-    pairs = pair_up(located.hr, located.lr_folder, args.scale, n_threads, base=located.base)
+    if located.skipped:
+        log.info("%s: %s", root, located.skipped)
+    pairs = pair_up(located.hr, located.lr_folder, args.scale, n_threads, located.base, located.low)
     log_headers(ImageSet(name, pairs))
     if args.ext == "img":
         return ImageSet(name, pairs)

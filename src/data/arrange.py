@@ -6,25 +6,37 @@
 Nothing is overwritten. What is wrong with single files is collected as text and never stops the other files.
 """
 
+import functools
 import logging
+import os
 import re
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from data import benchmark, div2k, layouts
+from data import benchmark, div2k, layouts, pairing
 from data import image as files
+from data.listing import Listing, is_image
 from data.sources import Member, Source
-from data.srdata import name_of
-from errors import UserError
+from data.srdata import too_long
+from errors import UserError, printable
 from utility import write_bytes
 
 log = logging.getLogger("krgn")
 
+LONGEST_NAME = 255  # bytes, of usual disks
+MOST_BYTES = 1 << 30  # of files and their pixels that are in memory at once
+
 
 @dataclass(frozen=True)
 class Set:
-    """A set's place in the tree, and the images that it has already: name -> file, and for LR (scale, name) -> file."""
+    """A set's place in the tree, and the images that it has already: name -> file, and for LR (scale, name) -> file.
+
+    `disputed` are names of HR images whose LR images were not understood, so that none are made.
+    """
 
     name: str
     for_tests: bool
@@ -33,6 +45,7 @@ class Set:
     lr_folder: Path
     hr: dict[str, Path]
     lr: dict[tuple[int, str], Path]
+    disputed: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -67,11 +80,22 @@ def place(dir_data: Path, name: str, for_tests: bool) -> Set:
     try:
         located = locate(root, for_tests)
         hr_folder, lr_folder = located.base, located.lr_folder
-        hr = {name_of(path, located.base): path for path in located.hr}
-    except UserError:  # nothing there yet
+        hr = {located.name_of(path): path for path in located.hr}
+        others = _low_images(located)
+    except div2k.NoImagesError:  # nothing there yet
         stem = "" if for_tests else f"{name}_train_"
-        hr_folder, lr_folder, hr = root / f"{stem}HR", root / f"{stem}LR_bicubic", {}
-    return Set(name, for_tests, root, hr_folder, lr_folder, hr, lr_images(lr_folder))
+        hr_folder, lr_folder, hr, others = root / f"{stem}HR", root / f"{stem}LR_bicubic", {}, {}
+    return Set(name, for_tests, root, hr_folder, lr_folder, hr, others | lr_images(lr_folder))
+
+
+def _low_images(located: div2k.Located) -> dict[tuple[int, str], Path]:
+    """(scale, name) -> file, of LR images in places of the user's own."""
+    found = {}
+    scales = {file.scale for file in located.low.files}
+    for scale in range(2, 10) if None in scales else sorted(scales):
+        for path, kinds in pairing.nearest(located.low, scale, files.read_size).of.items():
+            found[scale, located.name_of(path)] = kinds.get("bicubic", next(iter(kinds.values())))[0]
+    return found
 
 
 def lr_images(lr_folder: Path) -> dict[tuple[int, str], Path]:
@@ -79,7 +103,7 @@ def lr_images(lr_folder: Path) -> dict[tuple[int, str], Path]:
     found = {}
     for path in sorted(lr_folder.glob("X[2-9]/*")):
         scale = int(path.parent.name[1:])
-        if path.suffix.lower() in files.SUFFIXES and path.stem.endswith(f"x{scale}") and path.name[0] != ".":
+        if is_image(path.name) and path.stem.endswith(f"x{scale}") and path.name[0] != ".":
             found[scale, path.stem.removesuffix(f"x{scale}")] = path
     return found
 
@@ -101,22 +125,46 @@ def plan(
     if name and len(sets) > 1:
         raise UserError(f"--name {name}: SOURCE holds sets to train on and to test on: add --benchmark or --train")
     hr = {(*_set_of(image), image.name): member for member, image in found if not image.lr}
+    all_names = {key: set(each.hr) for key, each in sets.items()}
+    for _, image in found:
+        all_names[_set_of(image)].add(image.name)
     targets: dict[tuple, Target] = {}
+    there = {key: _in_place(each) for key, each in sets.items()}
     for member, image in found:
         each, scale = sets[_set_of(image)], None
+        if member.file and (known := there[_set_of(image)].get(_real(member.file))):  # it has its place and its name
+            image = replace(image, scale=known[0] or image.scale, name=known[1])
         if image.lr:
             try:
                 scale = image.scale or measured_scale(member, each, image.name, hr.get((*_set_of(image), image.name)))
             except UserError as error:
                 problems.append(str(error))
+                known_hr = image.name in each.hr or (*_set_of(image), image.name) in hr
+                each.disputed.update([image.name] if known_hr else all_names[_set_of(image)])
                 continue
         key = (each.root, scale, image.name)
         if key not in targets:
-            there = each.lr.get((scale, image.name)) if scale else each.hr.get(image.name)
+            old = each.lr.get((scale, image.name)) if scale else each.hr.get(image.name)
             new = each.lr_folder / f"X{scale}" / f"{image.name}x{scale}" if scale else each.hr_folder / image.name
-            targets[key] = Target(there or new, there is not None, each, image.name, scale)
+            targets[key] = Target(old or new, old is not None, each, image.name, scale)
         targets[key].candidates.append((member, image))
     return list(targets.values()), list(sets.values())
+
+
+def _in_place(each: Set) -> dict[Path, tuple[int | None, str]]:
+    """File -> (scale or None for HR, name), of the images that the set has already."""
+    return {_real(path): (None, name) for name, path in each.hr.items()} | {
+        _real(path): key for key, path in each.lr.items()
+    }
+
+
+def _real(path: Path) -> Path:
+    return _resolved(path.parent) / path.name
+
+
+@functools.lru_cache(1024)
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
 
 
 def _set_of(image: layouts.Image) -> tuple[str, bool]:
@@ -127,7 +175,9 @@ def recognised(source: Source, name: str | None, for_tests: bool | None) -> list
     """The images of a source, under the name and of the kind that the user wants, with lines in the log."""
     called = source.name if source.is_archive else layouts.context(source.path.resolve().parts[1:])
     members = {member.path: member for member in source.members}
-    images, passed_over = layouts.recognise(called, list(members), is_archive=source.is_archive)
+    images, passed_over = layouts.recognise(
+        called, list(members), is_archive=source.is_archive, size=lambda path: size_if_any(members[path])
+    )
     if not images:
         counts = (
             "; ".join(f"{count} files: {reason}" for reason, count in passed_over.most_common(3)) or "no file at all"
@@ -135,6 +185,8 @@ def recognised(source: Source, name: str | None, for_tests: bool | None) -> list
         raise UserError(
             f"{source.path}: holds no HR and no bicubic LR images ({counts}): give the folder or archive of the images"
         )
+    if not any(image.lr for image in images):
+        _refuse_other_low(source, [image.path for image in images])
     names = sorted({image.set_name for image in images})
     if name and len(names) > 1:
         raise UserError(
@@ -158,8 +210,34 @@ def recognised(source: Source, name: str | None, for_tests: bool | None) -> list
         kind = "to test on" if is_test_set else "to train on"
         log.info("%s: %d %s images of %s, %s", source.path, count, "LR" if lr else "HR", set_name, kind)
     for reason, count in passed_over.items():
-        log.info("%s: %d files passed over: %s", source.path, count, reason)
+        log.info("%s: %d files passed over: %s", source.path, count, printable(reason))
+    if source.skipped:
+        log.info("%s: %s", source.path, Listing([], source.skipped).summary())
     return [(members[image.path], image) for image in wanted]
+
+
+def _refuse_other_low(source: Source, hr: list[PurePosixPath]) -> None:
+    """LR images that are no bicubic ones are not arranged, but bicubic ones must not be made beside them either.
+
+    Raises:
+        UserError: if there are any.
+    """
+    for member in source.members:
+        low = [part for part in member.path.parts[:-1] if pairing.role_of(part).lr and pairing.role_of(part).sure]
+        if low and is_image(member.path.name) and "bin" not in member.path.parts and member.path not in hr:
+            raise UserError(
+                f"{source.path}: the LR images in {printable(low[0])} are not bicubic ones, and there are no others: "
+                "put the HR folder and this one into the set's folder below --dir_data, where main.py takes them as "
+                "they are; or leave it out, and bicubic LR images are made from HR"
+            )
+
+
+def size_if_any(member: Member) -> tuple[int, int]:
+    """(height, width) of an image, (1, 1) of what cannot be read, which is named where it is."""
+    try:
+        return member.size()
+    except UserError:
+        return 1, 1
 
 
 def measured_scale(lr: Member, each: Set, name: str, hr: Member | None) -> int:
@@ -170,8 +248,8 @@ def measured_scale(lr: Member, each: Set, name: str, hr: Member | None) -> int:
     """
     if hr is None and name not in each.hr:
         raise UserError(f"{lr.label}: is an LR image, but not said of which scale: put it in a folder X2, X3 or X4")
-    height, width = files.read_size(lr.label, lr.read())
-    size = files.read_size(hr.label, hr.read()) if hr else files.read_size(each.hr[name])
+    height, width = lr.size()
+    size = hr.size() if hr else files.read_size(each.hr[name])
     scale = round(size[0] / height)
     if scale < 2 or (size[0] // scale, size[1] // scale) != (height, width):
         raise UserError(
@@ -199,16 +277,47 @@ def copy_all(targets: list[Target], *, n_threads: int, dry_run: bool, problems: 
         ):  # written by somebody else meanwhile, or of a name that differs in case where that is no other
             problems.append(f"{member.label}: {path} is there, of another name or origin: rename one of the two")
             return
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            problems.append(too_long(path))
+            return
         if not dry_run:
             write_bytes(path, content)
         target.path, target.origin = path, member
 
-    files.for_each(settle, targets, n_threads=n_threads, title="reading" if dry_run else "copying")
+    room = Room(MOST_BYTES)
+
+    def settle_in_turn(target: Target) -> None:
+        sizes = [(member.bytes, *size_if_any(member)) for member, _ in target.candidates]
+        # The content, once more while its parts are joined, and its pixels.
+        with room.taken(sum(2 * content + 3 * height * width for content, height, width in sizes)):
+            settle(target)
+
+    files.for_each(settle_in_turn, targets, n_threads=n_threads, title="reading" if dry_run else "copying")
     for target in targets if dry_run else ():
         if target.origin:
             log.info("copy %s -> %s", target.origin.label, target.path)
         elif target.present:
             log.info("keep %s", target.path)
+
+
+class Room:
+    """Memory that several threads share: who needs more than is left waits, but whoever is alone goes on."""
+
+    def __init__(self, limit: int):
+        self.limit, self.used, self._changed = limit, 0, threading.Condition()
+
+    @contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        """Inside, `count` bytes are taken."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self.used or self.used + count <= self.limit)
+            self.used += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.used -= count
+                self._changed.notify_all()
 
 
 def choose(target: Target, problems: list[str]) -> tuple[Member, bytes] | None:
@@ -254,4 +363,5 @@ def choose(target: Target, problems: list[str]) -> tuple[Member, bytes] | None:
 
 def is_name(text: str) -> bool:
     """Whether main.py's --data_train and --data_test would take this as the name of a set."""
-    return bool(re.fullmatch(r"[^/\\\s.+*][^/\\\n+*]*", text)) and text not in ("benchmark", "Demo")
+    usual = text.isprintable() and re.fullmatch(r"[^/\\\s.+*][^/\\+*]*", text)
+    return bool(usual) and text not in ("benchmark", "Demo")

@@ -12,6 +12,7 @@ Every image file is opened by `_opened`, so that whatever is wrong with one is t
 """
 
 import errno
+import functools
 import io
 import itertools
 import logging
@@ -35,15 +36,14 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 from tqdm import tqdm
 
+from data.listing import NO_PICTURES, scan
 from errors import UserError, printable
 from utility import atomic_path, available_memory, open_regular
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
-# What Pillow decodes by itself: some of its other formats are drawings, which it hands to programs such as Ghostscript.
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
-FORMATS += ("ICO", "PCX", "SGI", "PSD", "QOI", "DDS", "XBM", "XPM", "SUN", "IM", "MSP")
+# Tried in this order, before what else Pillow reads.
+USUAL = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 
 BYTES_PER_PIXEL = 12  # that decoding takes at most: Pillow's own image in RGB, its copy as bytes, and parts of that
 SURE_TO_FIT = 2**24  # pixels
@@ -51,12 +51,12 @@ ROOM = 2**32  # bytes of memory that are thought to be free where the system doe
 
 
 def list_images(folder: Path, *, nested: bool = False) -> list[Path]:
-    """The image files right in `folder`, or also in the folders below it, by name; hidden files are passed over."""
-    return sorted(
-        path
-        for path in (folder.rglob("*") if nested else folder.iterdir())
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
+    """The image files right in `folder`, or also in the folders below it, by name; see `listing.scan`.
+
+    Raises:
+        UserError: if a folder cannot be read, or a name is no text.
+    """
+    return scan(folder, nested=nested).images
 
 
 @contextmanager
@@ -135,6 +135,13 @@ class _Shared:
                     self._stack.close()
 
 
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The formats that are decoded: no drawings, some of which Pillow hands to programs such as Ghostscript."""
+    Image.init()  # loads its plugins
+    return USUAL + tuple(kind for kind in Image.ID if kind not in NO_PICTURES | set(USUAL))
+
+
 @_Shared
 @contextmanager
 def our_pillow() -> Iterator[None]:
@@ -172,7 +179,7 @@ def _pillow(file: BinaryIO) -> Iterator[Image.Image]:
     """The file as Pillow's image: its header is read, and what it says of its size fits into memory."""
     with our_pillow():
         _check_room(file)
-        with Image.open(file, formats=FORMATS) as image:
+        with Image.open(file, formats=formats()) as image:
             position = file.tell()
             _check_room(file, image.width, image.height)
             file.seek(position)

@@ -9,7 +9,8 @@
     Urban100_LR_x2/img_001.png              Hugging Face's
     holiday/2019/beach.jpg                  anything else: a training set, named after its folder
 
-Only paths are read here, in any case of letters. Names of sets are those of main.py's --data_train and --data_test.
+Only paths are read here, in any case of letters; sizes of images are asked for where paths leave open which are LR
+(`pairing`, which main.py goes by too). Names of sets are those of main.py's --data_train and --data_test.
 """
 
 import re
@@ -17,7 +18,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from data.image import SUFFIXES
+from data import pairing
+from data.listing import is_image
 
 BENCHMARKS = {
     "set5": "Set5",
@@ -81,20 +83,26 @@ class _Guess:
     scale: int | None
 
 
-def recognise(name: str, paths: list[PurePosixPath], *, is_archive: bool = False) -> tuple[list[Image], Counter[str]]:
+def recognise(
+    name: str, paths: list[PurePosixPath], *, is_archive: bool = False, size: pairing.Size | None = None
+) -> tuple[list[Image], Counter[str]]:
     """What the files of a source are.
 
     Args:
         name: of the source: of the folder with its parents, as far as they say something (`context`), or the archive.
         paths: of all its files.
+        size: (height, width) of an image, (1, 1) of what is none; None where files are not looked at.
 
     Returns:
         The images, in the order of `paths`, and what was passed over: reason -> number of files.
+
+    Raises:
+        UserError: for images that may be LR or HR images.
     """
     passed_over: Counter[str] = Counter()
     images = []
     for path in paths:
-        if path.suffix.lower() not in SUFFIXES:
+        if not is_image(path.name):
             passed_over[f"no images (*{path.suffix.lower() or path.name})"] += 1
         elif "bin" in path.parts[:-1]:
             passed_over["in bin/, which holds what is made of a set"] += 1
@@ -110,7 +118,47 @@ def recognise(name: str, paths: list[PurePosixPath], *, is_archive: bool = False
             passed_over[guess] += 1
         else:
             guesses.append(guess)
-    return _settle(guesses, passed_over), passed_over
+    size = size or (lambda path: (1, 1))
+    guesses = _by_counterparts(guesses, pairing.sort_out([guess.path for guess in guesses], None, size))
+    images, unused = _settle(guesses, passed_over)
+    _refuse_unnamed([image.path for image in images if not image.lr], unused, size)
+    return images, passed_over
+
+
+def _by_counterparts(guesses: list[_Guess], files: list[pairing.File]) -> list[_Guess]:
+    """What paths of LR and HR images say together, where one of them alone does not say what it is."""
+    pairs = pairing.pairs_in(files)
+    guess_of = {guess.path: guess for guess in guesses}
+    sure = {pairs[file.path][0].path for file in files if file.lr and file.path in pairs and file.role.kind[:1] != "*"}
+    vague = {file.path for file in files if file.lr and file.role.kind[:1] == "*"}  # cat_blur beside cat_HR and cat_LR
+    pairs = {path: pair for path, pair in pairs.items() if path not in vague or pair[0].path not in sure}
+    told_apart = {hr.path for path, (hr, _) in pairs.items() if _disagree(guess_of[path], guess_of[hr.path])}
+    settled = []
+    for guess, file in zip(guesses, files, strict=True):
+        hr, name = pairs.get(guess.path, (None, file.name))
+        if hr and hr.path in told_apart:
+            of = guess_of[hr.path]
+            folders = tuple(part for part in of.folders if part in hr.folders)
+            guess = replace(guess, set_name=of.set_name, benchmark=of.benchmark, known=of.known)
+            guess = replace(guess, lr=bool(file.lr), stem=name, folders=folders, scale=file.scale or guess.scale)
+        elif file.lr and guess.lr is None and file.role.lr:
+            folders = tuple(part for part in guess.folders if part in file.folders)
+            guess = replace(guess, lr=True, stem=name, folders=folders, scale=file.scale or guess.scale)
+        settled.append(guess)
+    return settled
+
+
+def _disagree(one: _Guess, hr: _Guess) -> bool:
+    """Whether what paths of an LR and an HR image say by themselves does not make them a pair."""
+    if one.path == hr.path:
+        return one.lr is None
+    return one.lr is None or (one.set_name, one.folders, one.stem) != (hr.set_name, hr.folders, hr.stem)
+
+
+def _refuse_unnamed(hr: list[PurePosixPath], unused: list[PurePosixPath], size: pairing.Size) -> None:
+    files = pairing.sort_out([*hr, *unused], None, size)
+    pairing.refuse_likely_pairs(files[: len(hr)], size, "SOURCE")
+    pairing.refuse_unnamed_low(files[: len(hr)], files[len(hr) :], size)
 
 
 def context(parts: tuple[str, ...]) -> str:
@@ -183,7 +231,7 @@ def _guess(outer: list[str], path: PurePosixPath) -> _Guess | str:
     return _Guess(path, set_name, benchmark, known, tuple(folders), stem, lr, scale)
 
 
-def _settle(guesses: list[_Guess], passed_over: Counter[str]) -> list[Image]:
+def _settle(guesses: list[_Guess], passed_over: Counter[str]) -> tuple[list[Image], list[PurePosixPath]]:
     """What only a look at other files tells: NAME_HR beside NAME_LR, and files that are neither in a set of pairs."""
     seen = {_paired(guess) for guess in guesses}
     settled = []
@@ -197,10 +245,11 @@ def _settle(guesses: list[_Guess], passed_over: Counter[str]) -> list[Image]:
                 guess = replace(guess, stem=key[-1])
         settled.append(guess)
     has_hr = {guess.set_name for guess in settled if guess.lr is False}
-    used = []
+    used, unused = [], []
     for guess in settled:
         if guess.lr is None and (guess.scale or guess.set_name in has_hr):
             passed_over[f"in {guess.path.parent}/, beside the HR and LR images of {guess.set_name}"] += 1
+            unused.append(guess.path)
         else:
             used.append(guess)
     # Set5/images/baby.png is Set5's baby: in a known set, folders count where they tell images from one another.
@@ -212,7 +261,7 @@ def _settle(guesses: list[_Guess], passed_over: Counter[str]) -> list[Image]:
         folders = guess.folders[len(common[guess.set_name]) :] if guess.known else guess.folders
         name = "__".join((*folders, guess.stem))
         images.append(Image(guess.path, guess.set_name, guess.benchmark, name, bool(guess.lr), guess.scale))
-    return images
+    return images, unused
 
 
 def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:

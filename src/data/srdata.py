@@ -7,10 +7,13 @@ A batch is cut in one call, out of decoded copies that stay mapped, into one blo
 each is copied once, flipped and rotated on the way, and a worker process hands over one message a batch.
 """
 
+import errno
 import logging
+import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,8 +23,9 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from data import image as files
-from data import resize
+from data import pairing, resize
 from data.degradation import BICUBIC, Degradation
+from data.div2k import name_of
 from errors import UserError, printable
 from metrics import rgb_to_y
 
@@ -62,31 +66,53 @@ class ImageSet:
         return files.open_cached(files.cache_path(self.cache_root, path))
 
 
-def name_of(hr: Path, base: Path | None = None) -> str:
-    """The name of an HR image: base/a/b.png is called a__b. Without `base` it is the file's name alone."""
-    return "__".join(hr.relative_to(base or hr.parent).with_suffix("").parts)
-
-
-def match(hr_paths: list[Path], lr_folder: Path, scale: int, base: Path | None = None) -> list[Pair]:
-    """Pairs HR images `name.png` with `lr_folder`/X4/`namex4.png`, whether that is there or still to be made.
+def match(
+    hr_paths: list[Path],
+    lr_folder: Path,
+    scale: int,
+    base: Path | None = None,
+    low: pairing.LowImages | None = None,
+    *,
+    strict: bool = True,
+) -> list[Pair]:
+    """Pairs HR images `name.png` with their LR images, as `pairing.choose` finds them below the set's folder, or with
+    `lr_folder`/X4/`namex4.png`, whether that is there or still to be made.
 
     Args:
         base: the folder where names begin, for nested images; see `name_of`.
+        low: LR images in other places; None if there are none.
+        strict: see `pairing.choose`.
 
     Raises:
-        UserError: for two HR images of one name.
+        UserError: for two HR images of one name, and for LR images that are not understood.
     """
     folder = lr_folder / f"X{scale}"
     there = {path.stem: path for path in files.list_images(folder)} if folder.is_dir() else {}
-    pairs = []
-    for path in hr_paths:
-        name = name_of(path, base)
-        lr_name = f"{name}x{scale}"
-        pairs.append(Pair(name, there.get(lr_name, folder / f"{lr_name}.png"), path))
+    names = {path: name_of(path, base, low) for path in hr_paths}
+    standard = {path: there[f"{name}x{scale}"] for path, name in names.items() if f"{name}x{scale}" in there}
+    chosen = standard
+    if low is not None:
+        choice = pairing.choose(low, hr_paths, standard, scale, files.read_size, strict=strict)
+        chosen = choice.of
+        if choice.unused:
+            log.info(
+                "%s: LR x%d images there are not used, but those of %s",
+                choice.unused,
+                scale,
+                folders_of(chosen.values()),
+            )
+    pairs = [Pair(name, chosen.get(path, folder / f"{name}x{scale}.png"), path) for path, name in names.items()]
     for before, after in pairwise(sorted(pairs, key=lambda pair: pair.name)):
         if before.name == after.name:
             raise UserError(f"{before.hr} and {after.hr} have one name: rename or remove one of them")
     return pairs
+
+
+def folders_of(paths: Iterable[Path]) -> str:
+    """The folders of some files, each with their number, as in "6 of DIV2K/LR"."""
+    counts = Counter(path.parent for path in paths).most_common()
+    more = f" and {len(counts) - 3} folders more" if len(counts) > 3 else ""
+    return ", ".join(f"{count} of {printable(folder)}" for folder, count in counts[:3]) + more
 
 
 def make_lr(pair: Pair, pixels: np.ndarray, scale: int) -> None:
@@ -108,6 +134,11 @@ def checked(pair: Pair, scale: int) -> Pair:
     """
     headers = files.read_header(pair.hr), files.read_header(pair.lr)
     (height, width), lr_size = ((header.height, header.width) for header in headers)
+    if lr_size == (height, width) and scale > 1:
+        raise UserError(
+            f"{pair.lr}: has the size of its HR image, {_size(lr_size)} pixels; expected "
+            f"{_size((height // scale, width // scale))} at x{scale}: do the HR images lie in the LR folder?"
+        )
     if lr_size != (height // scale, width // scale):
         raise UserError(
             f"{pair.lr}: {_size(lr_size)} pixels do not fit {pair.hr.name}'s {_size((height, width))} at x{scale}: "
@@ -133,14 +164,22 @@ def log_headers(image_set: ImageSet) -> None:
             log.info("%s: %d files %s: %s%s", image_set.name, len(names), words, few, " …" * (len(names) > 5))
 
 
-def pair_up(hr_paths: list[Path], lr_folder: Path, scale: int, n_threads: int, base: Path | None = None) -> list[Pair]:
-    """Pairs of LR and HR images (`match`), whose sizes fit. Missing LR images are made, once, with a line in the log.
+def pair_up(
+    hr_paths: list[Path],
+    lr_folder: Path,
+    scale: int,
+    n_threads: int,
+    base: Path | None = None,
+    low: pairing.LowImages | None = None,
+) -> list[Pair]:
+    """Pairs of LR and HR images (`match`), whose sizes fit. Missing LR images are made, once. The log says which LR
+    images there are, and how many were made.
 
     Raises:
         UserError: for a pair whose sizes do not fit, an unreadable file, or an LR folder that cannot be written.
     """
     folder = lr_folder / f"X{scale}"
-    pairs = match(hr_paths, lr_folder, scale, base)
+    pairs = match(hr_paths, lr_folder, scale, base, low)
     missing = [pair for pair in pairs if not pair.lr.exists()]
     if missing:
         log.info("%s: making %d missing LR images (MATLAB bicubic, x%d) from HR", folder, len(missing), scale)
@@ -152,11 +191,30 @@ def pair_up(hr_paths: list[Path], lr_folder: Path, scale: int, n_threads: int, b
                 title=f"LR x{scale}",
             )
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                longest = max((pair.lr for pair in missing), key=lambda path: len(os.fsencode(path.name)))
+                raise UserError(too_long(longest)) from None
             raise UserError(
                 f"{folder}: cannot write LR images ({error.strerror}): copy the set to a disk that can be written "
                 "and name it with --dir_data, or put the LR images there"
             ) from None
-    return [checked(pair, scale) for pair in pairs]
+    pairs = [checked(pair, scale) for pair in pairs]
+    log.info(
+        "HR images: %s; LR x%d images: %s%s",
+        folders_of(pair.hr for pair in pairs),
+        scale,
+        folders_of(pair.lr for pair in pairs),
+        f" ({len(missing)} of them made now)" if missing else "",
+    )
+    return pairs
+
+
+def too_long(path: Path) -> str:
+    """What is wrong with the name of a file that is to be made, and what to do."""
+    return (
+        f"{printable(path)}: this name of {len(os.fsencode(path.name))} bytes is too long for the disk, which usually "
+        "takes 255: shorten the name of the image that it is made of"
+    )
 
 
 def cached(image_set: ImageSet, root: Path, *, reset: bool, n_threads: int) -> ImageSet:
@@ -188,7 +246,9 @@ def cached(image_set: ImageSet, root: Path, *, reset: bool, n_threads: int) -> I
                 "%s: cannot write decoded copies into %s (%s): decoding the images each time, as with --ext img",
                 image_set.name,
                 root / "bin",
-                error.strerror,
+                too_long(max(caches.values(), key=lambda path: len(os.fsencode(path.name))))
+                if error.errno == errno.ENAMETOOLONG
+                else error.strerror,
             )
             return image_set
     return replace(image_set, cache_root=root)
@@ -246,11 +306,15 @@ class TrainSet(Dataset):
 
     def __getitems__(self, numbers: Sequence[int]) -> tuple[torch.Tensor, list[str]]:
         """The samples of these numbers as one block of bytes, which `unpack` takes apart, and their images' names."""
-        block = torch.empty(len(numbers) * self._sample_bytes(), dtype=torch.uint8)
+        block, shared = torch.empty(len(numbers) * self._sample_bytes(), dtype=torch.uint8), True
         if get_worker_info() is not None:
-            block.share_memory_()  # written where the other process reads it
+            try:
+                block.share_memory_()  # written where the other process reads it
+            except RuntimeError:  # a container's small /dev/shm is full
+                shared = False
         lr, hr = (part.numpy() for part in self.unpack(block))
-        return block, [self._cut(k, lr[position], hr[position]) for position, k in enumerate(numbers)]
+        names = [self._cut(k, lr[position], hr[position]) for position, k in enumerate(numbers)]
+        return (block if shared else block.numpy()), names  # an array goes through the pipe itself
 
     def unpack(self, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The LR and HR patches of a batch, (N, n_colors, p/scale, p/scale) and (N, n_colors, p, p), as views of it."""

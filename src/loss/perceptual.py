@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from errors import UserError
+from model import statedict
 
 URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 
@@ -72,7 +73,7 @@ def load_vgg19(path: str, read: Callable[[Path], dict]) -> dict[str, torch.Tenso
     """
     mend = f"download {URL} and name the file with --vgg_weights"
     if path:
-        state = read(Path(path))
+        state = statedict.find(read(Path(path)), path)
     else:
         try:
             state = torch.hub.load_state_dict_from_url(URL, map_location="cpu", check_hash=True, weights_only=True)

@@ -1,6 +1,6 @@
 """What a file of weights says about its network, and how its weights get into one: strictly.
 
-Three forms are read, bare or inside a checkpoint of this framework, BasicSR or EDSR:
+Three forms are read, bare or inside whatever a trainer wraps them in (`statedict`):
 
 - training form: basis kernels and their transforms (names ending in `.transform`);
 - folded: plain kernels W_t that were computed from those;
@@ -17,8 +17,8 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from errors import UserError
-from model import MODELS, build_model
+from errors import UserError, printable
+from model import MODELS, build_model, statedict
 from model.common import ACTIVATIONS
 from model.recalibration import basis_is_frozen, is_recalibrated
 
@@ -26,7 +26,8 @@ log = logging.getLogger("krgn")
 
 FORMAT = "KRGN framework checkpoint 1"
 _MISFITS = (KeyError, IndexError, ValueError, ZeroDivisionError, AttributeError, TypeError, RuntimeError)
-_WRAPPERS = ("params_ema", "params", "state_dict", "model")  # BasicSR's and others' names for the state dict inside
+# What sizes memory or time, whoever says it.
+_MOST = {"scale": 32, "n_feats": 4096, "n_resgroups": 1000, "n_resblocks": 1000, "dilation": 64, "reduction": 4096}
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,12 @@ def unpack(content, path: str) -> Checkpoint:
         UserError: if there is no state dict in it.
     """
     facts = {}
-    if isinstance(content, dict):
-        if content.get("format") == FORMAT:
-            facts = content.get("facts", {})
-        wrapped = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
-        content = content if wrapped is None else wrapped
-    if not isinstance(content, dict) or not content or not all(torch.is_tensor(value) for value in content.values()):
-        raise UserError(f"{path}: holds no state dict, expected names with their tensors: give a file of weights")
-    if not all(isinstance(name, str) for name in content) or not isinstance(facts, dict):
-        raise UserError(f"{path}: has names that are no text: give a file of weights")
-    # DataParallel's names, which other programs save.
-    return Checkpoint(path, {name.removeprefix("module."): value for name, value in content.items()}, facts)
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        facts, content = content.get("facts", {}), content.get("model")
+        if not isinstance(facts, dict) or not all(isinstance(name, str) for name in facts):
+            raise UserError(f"{path}: does not say what network it has as this program does: give another file")
+    known = lambda state: any(_fits(state, module) for module in MODELS.values())  # noqa: E731
+    return Checkpoint(path, statedict.find(content, path, fits=known), facts)
 
 
 def adopt(args, checkpoint: Checkpoint):
@@ -145,7 +141,10 @@ def model_of(checkpoint: Checkpoint, expected: str = "KRGN") -> str:
         shown = [name for name, module in MODELS.items() if _fits(checkpoint.state, module)]
         return expected if expected in shown or not shown else shown[0]
     if stated not in list(MODELS):  # it may be anything, unhashable too
-        raise UserError(f"{checkpoint.path}: has a network {stated}, known are {', '.join(MODELS)}: give another file")
+        raise UserError(
+            f"{checkpoint.path}: has a network {printable(str(stated)[:80])}, known are {', '.join(MODELS)}: "
+            "give another file"
+        )
     return stated
 
 
@@ -162,17 +161,23 @@ def _structure(checkpoint: Checkpoint, model: str) -> dict:
     try:
         shown = MODELS[model].structure(checkpoint.state)
     except _MISFITS as error:
-        first = ", ".join(list(checkpoint.state)[:3])
+        first = ", ".join(printable(name) for name in list(checkpoint.state)[:3])
+        if "head_conv.weight" in checkpoint.state and "sub_mean.bias" not in checkpoint.state:
+            raise UserError(
+                f"{checkpoint.path}: has no sub_mean and add_mean: it was trained without the mean shift, which "
+                f"{model} has here: give weights that were trained with it"
+            ) from None
         raise UserError(
             f"{checkpoint.path}: is no {model}, it lacks {error} and has {first}, …: give a file of that network"
         ) from None
     found = shown | {flag: checkpoint.facts[flag] for flag in MODELS[model].UNSEEN if flag in checkpoint.facts}
-    sane = found["n_colors"] in (1, 3) and found["rgb_range"] > 0 and found["scale"] > 0
+    sane = found["n_colors"] in (1, 3) and 0 < found["rgb_range"] <= 2**16
     sane = sane and found.get("act", "lrelu") in ACTIVATIONS
-    dilation, res_scale = found.get("dilation", 1), found.get("res_scale", 1.0)
-    sane = sane and isinstance(dilation, int) and dilation >= 1
-    if not sane or not isinstance(res_scale, (int, float)) or not math.isfinite(res_scale):
-        shape = ", ".join(f"{flag} {value}" for flag, value in found.items())
+    whole = {flag: found[flag] for flag in _MOST if flag in found}
+    sane = sane and all(type(value) is int and 1 <= value <= _MOST[flag] for flag, value in whole.items())
+    res_scale = found.get("res_scale", 1.0)
+    if not sane or type(res_scale) not in (int, float) or not math.isfinite(res_scale):
+        shape = printable(", ".join(f"{flag} {str(value)[:40]}" for flag, value in found.items()))
         raise UserError(f"{checkpoint.path}: has {shape}, which is no {model} that can be built: give another file")
     return found
 
@@ -254,7 +259,7 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, *, anew: str | None
     }
     if any(problems.values()):
         said = "; ".join(
-            f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            f"{len(names)} {kind} ({printable(', '.join(names[:3]))}{', …' if len(names) > 3 else ''})"
             for kind, names in problems.items()
             if names
         )

@@ -31,6 +31,21 @@ class MeanShift(nn.Conv2d):
         self.requires_grad_(False)
 
 
+def in_float32(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """`conv(x)` with float32 arithmetic and a float32 result, where half precision runs around it or `conv` is in it.
+
+    Images need it: with the 8 bits of bfloat16 a value of 0..255 is off by up to half a step.
+    """
+    half = (torch.float16, torch.bfloat16)
+    if isinstance(conv, nn.Identity):  # a mean shift that is folded into its neighbour
+        return x
+    if not torch.is_autocast_enabled(x.device.type) and conv.weight.dtype not in half:
+        return conv(x)
+    with torch.autocast(x.device.type, enabled=False):
+        bias = None if conv.bias is None else conv.bias.float()
+        return conv._conv_forward(x.float(), conv.weight.float(), bias)
+
+
 def mean_colour(n_colors: int) -> list[float]:
     """The DIV2K mean in 0..1, one value for each colour channel."""
     if n_colors == 3:
@@ -83,11 +98,11 @@ def conv1x1_of_parts(conv: nn.Conv2d, parts: Iterable[torch.Tensor]) -> torch.Te
         done += part.shape[1]
         if total is None:
             first = F.conv2d(part, share, conv.bias)
-            # Sixteen bits, of an autocast, are too few for a running sum.
+            # Sixteen bits are too few for a running sum.
             total = first.float() if first.dtype in (torch.float16, torch.bfloat16) else first
         else:
             total.add_(F.conv2d(part, share))
-    return total
+    return total.to(first.dtype)
 
 
 def upsampler(channels: int, n_colors: int, scale: int) -> nn.Sequential:

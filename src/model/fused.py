@@ -34,8 +34,8 @@ log = logging.getLogger("krgn")
 
 SOURCE = Path(__file__).parent / "csrc/cffb.cpp"
 COMPILE = "-O3 -march=native -std=c++17 -ffp-contract=fast -fopenmp -fPIC -shared -Wno-psabi".split()
-DTYPES = {torch.float32: "float32", torch.float64: "float64"}
-GPU_DTYPES = (*DTYPES, torch.float16, torch.bfloat16)
+DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+GPU_DTYPES = (*DTYPES, torch.float16)
 LEAST_CHANNELS = 16  # those of the widest vector register
 
 
@@ -44,24 +44,29 @@ def fits(x: torch.Tensor, *branches: nn.Module) -> bool:
 
     It does for branches that are `nn.Sequential(conv, PReLU(C))` without hooks, the convolutions 3x3, C -> C with
     C >= 16, of one or two channels a group, of any dilation, keeping the size, every second one alike; on a CPU in
-    float32 and float64, on a GPU also in half precision. What is exported or traced keeps torch's own operators, so
-    that it runs elsewhere.
+    float32, float64 and bfloat16, on a GPU also in half precision. What is exported or traced keeps torch's own
+    operators, so that it runs elsewhere.
     """
     return (
         not (torch.jit.is_tracing() or torch.compiler.is_exporting())
         and all(_is_branch(branch, x) for branch in branches)
         and len({branch[0].groups for branch in branches}) == 1
         and all(branches[number][0].dilation == branches[number % 2][0].dilation for number in range(len(branches)))
-        and _runs_on(x)
+        and _runs_on(x, _dtype_of_maps(x))
     )
 
 
-def _runs_on(x: torch.Tensor) -> bool:
+def _dtype_of_maps(x: torch.Tensor) -> torch.dtype:
+    """The dtype in which `cffb` runs: the input's, or that of an autocast."""
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+
+
+def _runs_on(x: torch.Tensor, dtype: torch.dtype) -> bool:
     if torch.jit.is_tracing() or torch.compiler.is_exporting() or x.dim() != 4 or x.shape[1] < LEAST_CHANNELS:
         return False
     if x.is_cuda:
-        return x.dtype in GPU_DTYPES and available_on_gpu()
-    return x.device.type == "cpu" and x.dtype in DTYPES and not torch.is_autocast_enabled("cpu") and available()
+        return dtype in GPU_DTYPES and available_on_gpu()
+    return x.device.type == "cpu" and dtype in DTYPES and available()
 
 
 def _is_branch(branch: nn.Module, x: torch.Tensor) -> bool:
@@ -88,7 +93,7 @@ def _is_branch(branch: nn.Module, x: torch.Tensor) -> bool:
 def cffb(x: torch.Tensor, *branches: nn.Sequential, plus: torch.Tensor | None = None) -> torch.Tensor:
     """A CFFB, near(x) + far(x), or a chain of them, and + `plus` if it is given; only where `fits` says so.
 
-    One pass for each CFFB where gradients are wanted, otherwise one for all of them.
+    One pass over memory for all of them; where gradients are wanted, it writes what lies between them too.
 
     Args:
         x: (N, C, H, W) of any layout, any H, W.
@@ -97,34 +102,40 @@ def cffb(x: torch.Tensor, *branches: nn.Sequential, plus: torch.Tensor | None = 
     Returns:
         (N, C, H, W), channels last in memory. Differentiable once.
     """
-    if torch.is_grad_enabled() and len(branches) > 2:
-        *first, near, far = branches
-        return cffb(cffb(x, *first), near, far, plus=plus)
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-        plus = None if plus is None else plus.to(x.dtype)
+    x = x.to(_dtype_of_maps(x))
+    plus = None if plus is None else plus.to(x.dtype)
     parameters = [tensor for conv, act in branches for tensor in (kernel_of(conv), conv.bias, act.weight)]
-    return torch.ops.krgn.cffb(x, parameters, [branch[0].dilation[0] for branch in branches[:2]], plus)
+    dilations = [branch[0].dilation[0] for branch in branches[:2]]
+    tensors = [tensor for tensor in (x, plus, *parameters) if tensor is not None]
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return torch.ops.krgn.cffb(x, parameters, dilations, plus, keep)[-1]
 
 
 def var_mean(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Variance (divided by H * W) and mean of each channel: (N, C, H, W) -> twice (N, C, 1, 1). Differentiable once.
 
+    They are float32 for maps in half precision, whose sums of squares would overflow or lose what counts.
     `torch.var_mean` with the operator of this file where that can run: over channels-last memory torch's takes as long
     as ten CFFBs.
     """
-    if not x.is_cuda and _runs_on(x) and x.numel():
+    if not x.is_cuda and _runs_on(x, x.dtype) and x.numel():
         return tuple(torch.ops.krgn.var_mean(x))
-    return torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
+    return torch.var_mean(x.to(_arithmetic(x.dtype)), dim=(2, 3), correction=0, keepdim=True)
 
 
-# --- the operators; `parameters` are weight (C, C/groups, 3, 3), bias (C) and slope (C) of both branches of a CFFB,
-# and, where no gradient is wanted, of those that follow it ---
+def _arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic on maps of `dtype`."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+# --- the operators; `parameters` are weight (C, C/groups, 3, 3), bias (C) and slope (C) of both branches of a CFFB, and
+# of those that follow it. `cffb` returns the last one's output, with `keep` those of all. Maps in half precision may
+# have parameters in float32, of an autocast, which stay as they are ---
 
 
 # Not torch.library.custom_op: its functions import torch's compiler at their first call, a second of each start.
 _DEFINED = {
-    "cffb": "(Tensor x, Tensor[] parameters, int[] dilations, Tensor? plus) -> Tensor",
+    "cffb": "(Tensor x, Tensor[] parameters, int[] dilations, Tensor? plus, bool keep) -> Tensor[]",
     "cffb_backward": "(Tensor grad, Tensor x, Tensor[] parameters, int[] dilations) -> Tensor[]",
     "var_mean": "(Tensor x) -> Tensor[]",
 }
@@ -134,22 +145,28 @@ for _name, _schema in _DEFINED.items():
 
 @torch.library.impl("krgn::cffb", "cpu")
 def _forward(
-    x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int], plus: torch.Tensor | None
-) -> torch.Tensor:
-    x, plus, parameters = _laid_out(x, plus, parameters)
-    y = torch.empty_like(x)
-    stages = ctypes.c_int64(len(parameters) // 6)
-    _function("forward", x)(_at(x), _each(parameters), stages, _at(plus), _at(y), _sizes(x, parameters, dilations))
-    return y
+    x: torch.Tensor,
+    parameters: Sequence[torch.Tensor],
+    dilations: Sequence[int],
+    plus: torch.Tensor | None,
+    keep: bool,
+) -> list[torch.Tensor]:
+    x, plus, parameters = _laid_out(x, plus, _widened(parameters, x))
+    stages = len(parameters) // 6
+    outputs = [torch.empty_like(x) if keep or stage == stages - 1 else None for stage in range(stages)]
+    sizes = _sizes(x, parameters, dilations)
+    _function("forward", x)(_at(x), _each(parameters), ctypes.c_int64(stages), _at(plus), _each(outputs), sizes)
+    return [output for output in outputs if output is not None]
 
 
 @torch.library.impl("krgn::cffb", "cuda")
-def _(x, parameters, dilations, plus):
+def _(x, parameters, dilations, plus, keep):
     from model import fused_gpu  # Triton, which only torch's CUDA builds bring
 
     x, plus, parameters = _laid_out(x, plus, parameters)
     with torch.cuda.device(x.device):
-        return fused_gpu.forward(x, parameters, dilations, plus)
+        outputs = fused_gpu.forward(x, parameters, dilations, plus)
+    return outputs if keep else outputs[-1:]
 
 
 @torch.library.impl("krgn::cffb_backward", "cpu")
@@ -157,11 +174,11 @@ def _backward(
     grad: torch.Tensor, x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int]
 ) -> list[torch.Tensor]:
     """The gradients of `x` and of each parameter; the convolutions' outputs are computed again, not kept."""
-    x, grad, parameters = _laid_out(x, grad, parameters)
-    grad_x, grads = torch.empty_like(x), [torch.empty_like(tensor) for tensor in parameters]
-    sizes = _sizes(x, parameters, dilations)
-    _function("backward", x)(_at(x), _each(parameters), _at(grad), _at(grad_x), _each(grads), sizes)
-    return [grad_x, *grads]
+    x, grad, wide = _laid_out(x, grad, _widened(parameters, x))
+    grad_x, grads = torch.empty_like(x), [torch.empty_like(tensor) for tensor in wide]
+    sizes = _sizes(x, wide, dilations)
+    _function("backward", x)(_at(x), _each(wide), _at(grad), _at(grad_x), _each(grads), sizes)
+    return [grad_x, *(grad.to(tensor.dtype) for grad, tensor in zip(grads, parameters, strict=True))]
 
 
 @torch.library.impl("krgn::cffb_backward", "cuda")
@@ -174,8 +191,9 @@ def _(grad, x, parameters, dilations):
 
 
 @torch.library.register_fake("krgn::cffb")
-def _(x, parameters, dilations, plus):
-    return torch.empty_like(x, memory_format=torch.channels_last)
+def _(x, parameters, dilations, plus, keep):
+    count = len(parameters) // 6 if keep else 1
+    return [torch.empty_like(x, memory_format=torch.channels_last) for _ in range(count)]
 
 
 @torch.library.register_fake("krgn::cffb_backward")
@@ -185,17 +203,29 @@ def _(grad, x, parameters, dilations):
 
 
 def _keep(ctx, inputs, output):
-    x, parameters, ctx.dilations, plus = inputs
-    ctx.plus = plus is not None
-    ctx.save_for_backward(x, *parameters)
+    x, parameters, ctx.dilations, plus, _ = inputs
+    ctx.plus, ctx.stages = plus is not None, len(parameters) // 6
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, *output[:-1], *parameters)
 
 
-def _differentiate(ctx, grad):
-    x, *parameters = ctx.saved_tensors
-    if len(parameters) != 6:
-        raise NotImplementedError("a chain of CFFBs has no gradient: call one after the other")
-    grad_x, *grads = torch.ops.krgn.cffb_backward(grad, x, parameters, ctx.dilations)
-    return grad_x, grads, None, grad if ctx.plus else None
+def _differentiate(ctx, grads):
+    *between, last = grads
+    stages = ctx.stages
+    if any(grad is not None for grad in between):
+        raise NotImplementedError("only the last CFFB's output of a chain has a gradient")
+    inputs, parameters = ctx.saved_tensors[: -6 * stages], ctx.saved_tensors[-6 * stages :]
+    if len(inputs) < stages:
+        raise NotImplementedError("a chain of CFFBs that were not kept has no gradient: call it with keep=True")
+    if last is None:
+        return None, [None] * len(parameters), None, None, None
+    grad, of_parameters = last, []
+    for stage in reversed(range(stages)):
+        grad, *own = torch.ops.krgn.cffb_backward(
+            grad, inputs[stage], parameters[6 * stage : 6 * stage + 6], ctx.dilations
+        )
+        of_parameters = own + of_parameters
+    return grad, of_parameters, None, last if ctx.plus else None, None
 
 
 torch.library.register_autograd("krgn::cffb", _differentiate, setup_context=_keep)
@@ -204,20 +234,20 @@ torch.library.register_autograd("krgn::cffb", _differentiate, setup_context=_kee
 @torch.library.impl("krgn::var_mean", "cpu")
 def _var_mean(x: torch.Tensor) -> list[torch.Tensor]:
     x = _channels_last(x)
-    variance, mean = x.new_empty(*x.shape[:2], 1, 1), x.new_empty(*x.shape[:2], 1, 1)
+    variance, mean = (x.new_empty((*x.shape[:2], 1, 1), dtype=_arithmetic(x.dtype)) for _ in range(2))
     getattr(library(), f"var_mean_{DTYPES[x.dtype]}")(_at(x), _at(variance), _at(mean), (ctypes.c_int64 * 4)(*_nhwc(x)))
     return [variance, mean]
 
 
 @torch.library.register_fake("krgn::var_mean")
 def _(x):
-    return [x.new_empty(*x.shape[:2], 1, 1), x.new_empty(*x.shape[:2], 1, 1)]
+    return [x.new_empty((*x.shape[:2], 1, 1), dtype=_arithmetic(x.dtype)) for _ in range(2)]
 
 
 def _differentiate_var_mean(ctx, grads):
     x, mean = ctx.saved_tensors
     of_variance, of_mean = (grad / (x.shape[2] * x.shape[3]) for grad in grads)
-    return torch.addcmul(of_mean - 2 * of_variance * mean, x, 2 * of_variance)
+    return torch.addcmul(of_mean - 2 * of_variance * mean, x.to(mean.dtype), 2 * of_variance).to(x.dtype)
 
 
 torch.library.register_autograd(
@@ -247,6 +277,11 @@ def _laid_out(x: torch.Tensor, other: torch.Tensor | None, parameters: Sequence[
     return _channels_last(x), other, [tensor.contiguous() for tensor in parameters]
 
 
+def _widened(parameters: Sequence[torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
+    """The parameters in the dtype of the arithmetic on `x`."""
+    return [tensor.to(_arithmetic(x.dtype)) for tensor in parameters]
+
+
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
@@ -255,8 +290,8 @@ def _at(tensor: torch.Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-def _each(tensors: Sequence[torch.Tensor]) -> ctypes.Array:
-    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+def _each(tensors: Sequence[torch.Tensor | None]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*(_at(tensor) for tensor in tensors))
 
 
 def _sizes(x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int]) -> ctypes.Array:
@@ -335,7 +370,10 @@ def _difference(device: str) -> float:
         expected = expected + torch.nn.functional.prelu(convolved, slope)
     wanted = [expected, *torch.autograd.grad(expected, [x, *parameters], grad)]
     there, *rest, grad = (tensor.detach().to(device) for tensor in tensors)
-    got = [torch.ops.krgn.cffb(there, rest, [1, 3], None), *torch.ops.krgn.cffb_backward(grad, there, rest, [1, 3])]
+    got = [
+        *torch.ops.krgn.cffb(there, rest, [1, 3], None, True),
+        *torch.ops.krgn.cffb_backward(grad, there, rest, [1, 3]),
+    ]
     return max((a.cpu() - b).abs().max().item() for a, b in zip(got, wanted, strict=True))
 
 

@@ -129,16 +129,21 @@ def _to_input(
 
 def forward(
     x: torch.Tensor, parameters: Sequence[torch.Tensor], dilations: Sequence[int], plus: torch.Tensor | None
-) -> torch.Tensor:
-    """`fused.cffb`'s operator: all tensors on one device, maps channels last, parameters contiguous."""
-    if len(parameters) > 6:
-        x, parameters = forward(x, parameters[:-6], dilations, None), parameters[-6:]
-    y = torch.empty_like(x)
-    if x.numel():
-        grid, sizes = _layout("forward", x, parameters)
-        added = x if plus is None else plus
-        _forward[grid](x, *parameters, added, y, *dilations, *_shape(x), add=plus is not None, **sizes)
-    return y
+) -> list[torch.Tensor]:
+    """The output of each CFFB of a chain, `plus` added to the last one's.
+
+    All tensors are on one device, maps channels last, parameters contiguous.
+    """
+    outputs, last = [], len(parameters) - 6
+    for first in range(0, len(parameters), 6):
+        y = torch.empty_like(x)
+        if x.numel():
+            own, add = parameters[first : first + 6], plus is not None and first == last
+            grid, sizes = _layout("forward", x, own)
+            _forward[grid](x, *own, plus if add else x, y, *dilations, *_shape(x), add=add, **sizes)
+        outputs.append(y)
+        x = y
+    return outputs
 
 
 def backward(

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from model import fused
-from model.common import MeanShift, activation, conv1x1_of_parts, leaky_relu, range_of_shift, upsampler
+from model.common import MeanShift, activation, conv1x1_of_parts, in_float32, leaky_relu, range_of_shift, upsampler
 from model.recalibration import RecConv, at_once
 
 TAIL = "upsampler."  # names of the layers that depend on the scale
@@ -76,9 +76,7 @@ class CCA(nn.Module):
     @staticmethod
     def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance of each channel over H and W, (N, C, 1, 1) each, float32 at least."""
-        # Half-precision features would overflow in the sum of squares.
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        variance, mean = fused.var_mean(wide)
+        variance, mean = fused.var_mean(x)
         return mean, variance
 
     def attention(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
@@ -186,9 +184,16 @@ class KRGN(nn.Module):
             at_once(self)  # faster than each layer for itself
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shallow = self.head_conv(self.sub_mean(x))  # SFE
+        shallow = self.shallow(x)
         fused = conv1x1_of_parts(self.features_fusion_module[0], self.features(shallow))
         return self.tail(fused, shallow)
+
+    def shallow(self, x: torch.Tensor) -> torch.Tensor:
+        """SFE, in the dtype in which the body runs: that of an autocast, or of its weights."""
+        shallow = in_float32(self.head_conv, in_float32(self.sub_mean, x))
+        kind = x.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return shallow.to(autocast or self.head_conv.weight.dtype)
 
     def features(self, shallow: torch.Tensor) -> Iterator[torch.Tensor]:
         """HFT: the shallow feature, and the output of each PMRB."""
@@ -200,7 +205,8 @@ class KRGN(nn.Module):
 
     def tail(self, fused: torch.Tensor, shallow: torch.Tensor) -> torch.Tensor:
         """The rest of DFF after its 1x1 convolution, and UP."""
-        return self.add_mean(self.upsampler(self.features_fusion_module[1:](fused) + shallow))
+        last, shuffle = self.upsampler
+        return in_float32(self.add_mean, shuffle(in_float32(last, self.features_fusion_module[1:](fused) + shallow)))
 
 
 def make_model(args) -> KRGN:

@@ -50,7 +50,7 @@ class Tiles:
             features = network.head_conv.out_channels
             reaches = [reach(block.fused_taps, features, like=parameter) for block in network.body]
             self.halo = max(reaches, default=0)
-            self.head_halo = reach(lambda image: network.head_conv(network.sub_mean(image)), n_colors, like=parameter)
+            self.head_halo = reach(network.shallow, n_colors, like=parameter)
             self.tail_halo = reach(lambda fused: network.tail(fused, torch.zeros_like(fused)), features, like=parameter)
             self.exact = True
         else:
@@ -94,7 +94,7 @@ class Tiles:
         with Features(size, channels, ("shallow", "feature", "taps", "fused"), device=image.device) as maps:
             for window in windows(size, self.tile):
                 wide, inner = widened(window, self.head_halo, size)
-                shallow = cut(network.head_conv(network.sub_mean(cut(image, wide))), inner)
+                shallow = cut(network.shallow(cut(image, wide)), inner)
                 maps.write("shallow", window, shallow)
                 maps.write("feature", window, shallow)
                 maps.write("fused", window, F.conv2d(shallow, shares[0], fusion.bias))

@@ -2,13 +2,21 @@
 // `../fused.py` builds this file, calls it and says what it computes. It needs a C++17 compiler with OpenMP and vector
 // extensions (GCC, Clang), and nothing of torch.
 //
+// Feature maps are stored in type S and computed in type T: float and double in themselves, bfloat16 in float. Parameters
+// and what lies between two passes over memory are of type T.
+//
 // Tensors are (n, h, w, c) in memory. A "chunk" is as many channels as one vector register holds; the last chunk of a
 // number of channels that is no multiple of that overlaps the one before, and computes the same values again.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <type_traits>
 #include <vector>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 #include <omp.h>
 
 namespace {
@@ -24,9 +32,8 @@ constexpr int REGISTER = 16;
 // Rows of a band whose parameter gradients are summed by themselves: fixed, so that the sums, and with them every bit
 // of a training run, do not depend on the number of threads.
 constexpr int64_t BAND = 32;
-// Bytes of a row that are worked on before the row below: the rows that both dilations need stay in the cache.
-constexpr int64_t STRIP = 20480;
-constexpr int64_t CHAIN_STRIP = 40960;  // of a chain, which computes the surroundings of each strip as well
+// Bytes of rows that a chain keeps: they stay in the second-level cache.
+constexpr int64_t KEPT = 320 * 1024;
 
 struct Sizes {
   int64_t n, h, w, c;  // of the input and output
@@ -53,6 +60,73 @@ template <typename T>
 inline void store(T* to, Vec<T> value) {
   std::memcpy(to, &value, sizeof value);
 }
+
+// The upper half of a float.
+struct bfloat16 {
+  uint16_t bits;
+};
+typedef uint16_t Half __attribute__((vector_size(REGISTER / 2)));
+typedef uint32_t Bits __attribute__((vector_size(REGISTER)));
+
+// The upper halves, rounded to the nearest, a tie to even; a denormal becomes 0 and a NaN a quiet one, as in
+// VCVTNEPS2BF16.
+inline Half halved(Vec<float> value) {
+  Half half;
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+  const __m256bh halves = _mm512_cvtneps_pbh((__m512)value);
+  std::memcpy(&half, &halves, sizeof half);
+#else
+  Bits bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const Bits magnitude = bits & 0x7fffffff;
+  const Bits nearest = bits + 0x7fff + (bits >> 16 & 1);
+  const Bits not_a_number = bits | 0x400000, zero = bits & 0x80000000;
+  const Bits upper = magnitude > 0x7f800000 ? not_a_number : magnitude < 0x800000 ? zero : nearest;
+  half = __builtin_convertvector(upper >> 16, Half);
+#endif
+  return half;
+}
+
+inline Vec<float> widened(Half half) {
+  const Bits bits = __builtin_convertvector(half, Bits) << 16;
+  Vec<float> value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline Vec<float> load(const bfloat16* from) {
+  Half half;
+  std::memcpy(&half, from, sizeof half);
+  return widened(half);
+}
+
+inline void store(bfloat16* to, Vec<float> value) {
+  const Half half = halved(value);
+  std::memcpy(to, &half, sizeof half);
+}
+
+// What `value` is once it was stored in a map of type S.
+template <typename S, typename V>
+inline V rounded(V value) {
+  if constexpr (std::is_same_v<S, bfloat16>)
+    return widened(halved(value));
+  else
+    return value;
+}
+
+// `count` zeros that begin where a cache line does, so that no register is loaded from two.
+template <typename T>
+class Zeros {
+  std::vector<T> all_;
+
+ public:
+  explicit Zeros(int64_t count) : all_(count + 64 / sizeof(T)) {}
+  T* data() {
+    void* at = all_.data();
+    size_t space = all_.size() * sizeof(T);
+    return static_cast<T*>(std::align(64, 1, at, space));
+  }
+};
 
 // Neighbouring channels exchanged: with two channels a group, the group's other one.
 template <typename T>
@@ -104,29 +178,23 @@ std::vector<Chunk<T, M>> chunks(const T* const* parameters, const Sizes& s) {
   return all;
 }
 
-// Three rows of one chunk of an image, `rate` rows apart; a row beyond the edge is a row of zeros.
+// Three rows of one chunk, `rate` rows apart; a row beyond the image is a row of zeros, and so are the columns beside it.
 template <typename T>
 struct Rows {
   const T* row[3];
-  const T* zeros;
-  int64_t rate, step, width;  // dilation, elements from a pixel to the next, pixels
+  int64_t rate;
 
   // Column k - 1 of those that a group of pixels needs, where the group begins at pixel x and lies `rate` apart.
-  template <bool EDGE>
-  Vec<T> at(int i, int64_t x, int k) const {
-    const int64_t column = x + (k - 1) * rate;
-    if (EDGE && (column < 0 || column >= width)) return load(zeros);
-    return load(row[i] + column * step);
-  }
+  Vec<T> at(int i, int64_t x, int k) const { return load(row[i] + (x + (k - 1) * rate) * Vector<T>::lanes); }
 };
 
-// `image(from)` is where row `from` of the chunk begins.
-template <typename T, typename Image>
-inline Rows<T> rows_around(int64_t row, int64_t rate, const T* zeros, const Sizes& s, const Image& image) {
-  Rows<T> rows{{}, zeros, rate, s.c, s.w};
+// `kept(from)` is where column 0 of row `from` lies.
+template <typename T, typename Kept>
+inline Rows<T> rows_around(int64_t row, int64_t rate, const T* zeros, const Sizes& s, const Kept& kept) {
+  Rows<T> rows{{}, rate};
   for (int i = 0; i < 3; ++i) {
     const int64_t from = row + (i - 1) * rate;
-    rows.row[i] = from < 0 || from >= s.h ? zeros : image(from);
+    rows.row[i] = from < 0 || from >= s.h ? zeros : kept(from);
   }
   return rows;
 }
@@ -135,20 +203,19 @@ inline Rows<T> rows_around(int64_t row, int64_t rate, const T* zeros, const Size
 // each weight, kept in a register, all of them.
 constexpr int P = 4;
 
-// Calls work(x, edge) for groups x, x + rate, ... that hold every pixel from `begin` to `end` once, and perhaps some
-// beyond `end`; `edge` is std::true_type if so, and, where rows are not padded, if a column that they need lies beyond
-// an edge of the image.
-template <bool PADDED, typename Work>
-inline void groups(int64_t begin, int64_t end, int64_t rate, int64_t width, const Work& work) {
+// Calls work(x, beyond) for groups x, x + rate, ... that hold every pixel from `begin` to `end` once; `beyond` is
+// std::true_type if some of a group's lie beyond `end`.
+template <typename Work>
+inline void groups(int64_t begin, int64_t end, int64_t rate, const Work& work) {
   for (int64_t first = begin; first < std::min(begin + rate, end); ++first)
     for (int64_t x = first; x < end; x += P * rate)
-      if ((PADDED || (x >= rate && x + P * rate < width)) && x + (P - 1) * rate < end)
+      if (x + (P - 1) * rate < end)
         work(x, std::false_type{});
       else
         work(x, std::true_type{});
 }
 
-template <bool EDGE, typename T, int M>
+template <typename T, int M>
 inline __attribute__((always_inline)) void convolve(const Branch<T, M>& branch, const Rows<T>& rows, int64_t x,
                                                     Vec<T> (&out)[P]) {
   for (int p = 0; p < P; ++p) out[p] = branch.bias;
@@ -156,7 +223,7 @@ inline __attribute__((always_inline)) void convolve(const Branch<T, M>& branch, 
   for (int i = 0; i < 3; ++i)
 #pragma GCC unroll 10
     for (int k = 0; k < P + 2; ++k) {
-      const Vec<T> value = rows.template at<EDGE>(i, x, k);
+      const Vec<T> value = rows.at(i, x, k);
 #pragma GCC unroll 3
       for (int j = 0; j < 3; ++j)
         if (k - j >= 0 && k - j < P) {
@@ -171,193 +238,236 @@ inline Vec<T> prelu(Vec<T> value, Vec<T> slope) {
   return value > 0 ? value : value * slope;
 }
 
-// One row of a CFFB's output, columns `begin` to `end`. `input(from)` is where row `from` of the image begins, column 0
-// and channel 0; `out` and `plus`, which may be null, likewise for this row. What lies at `next_in` and `next_out`, if
-// they are not null, will be needed for the next row, and is fetched. `part` holds a branch's part meanwhile.
-template <typename T, int M, typename Input>
-inline void cffb_row(const std::vector<Chunk<T, M>>& chunks, int64_t row, int64_t begin, int64_t end, const Sizes& s,
-                     const T* zeros, T* part, const Input& input, T* out, const T* plus, const T* next_in,
-                     const T* next_out) {
+// One row of one chunk of a CFFB's output, columns `begin` to `end`. put(column, value) takes each value. `part` holds
+// the dilated branch meanwhile.
+template <typename T, int M, typename Put>
+inline void cffb_row(const Chunk<T, M>& chunk, const Rows<T>& near_rows, const Rows<T>& far_rows, int64_t begin,
+                     int64_t end, T* part, const Put& put) {
   constexpr int lanes = Vector<T>::lanes;
-  for (const Chunk<T, M>& chunk : chunks) {
-    const auto from_chunk = [&](int64_t from) { return input(from) + chunk.start; };
-    const Branch<T, M> near = chunk.branch[0], far = chunk.branch[1];  // copies stay in registers
-    const Rows<T> near_rows = rows_around<T>(row, s.rate[0], zeros, s, from_chunk);
-    const Rows<T> far_rows = rows_around<T>(row, s.rate[1], zeros, s, from_chunk);
-    groups<false>(begin, end, s.rate[1], s.w, [&](int64_t column, auto edge) {
-      Vec<T> sums[P];
-      convolve<decltype(edge)::value>(far, far_rows, column, sums);
-      for (int p = 0; p < P; ++p) {
-        const int64_t at = column + p * s.rate[1];
-        if (decltype(edge)::value && at >= end) continue;
-        store<T>(part + (at - begin) * lanes, prelu<T>(sums[p], far.slope));
-      }
-    });
-    groups<false>(begin, end, s.rate[0], s.w, [&](int64_t column, auto edge) {
-      Vec<T> sums[P];
-      convolve<decltype(edge)::value>(near, near_rows, column, sums);
-      for (int p = 0; p < P; ++p) {
-        const int64_t at = column + p * s.rate[0], place = at * s.c + chunk.start;
-        if (decltype(edge)::value && at >= end) continue;
-        if (next_in) __builtin_prefetch(next_in + place, 0, 2);
-        if (next_out) __builtin_prefetch(next_out + place, 1, 2);
-        Vec<T> sum = prelu<T>(sums[p], near.slope) + load(part + (at - begin) * lanes);
-        if (plus) sum += load(plus + place);
-        store<T>(out + place, sum);
-      }
-    });
-  }
+  const Branch<T, M> near = chunk.branch[0], far = chunk.branch[1];  // copies stay in registers
+  groups(begin, end, far_rows.rate, [&](int64_t column, auto beyond) {
+    Vec<T> sums[P];
+    convolve(far, far_rows, column, sums);
+    for (int p = 0; p < P; ++p) {
+      const int64_t at = column + p * far_rows.rate;
+      if (decltype(beyond)::value && at >= end) continue;
+      store<T>(part + (at - begin) * lanes, prelu<T>(sums[p], far.slope));
+    }
+  });
+  groups(begin, end, near_rows.rate, [&](int64_t column, auto beyond) {
+    Vec<T> sums[P];
+    convolve(near, near_rows, column, sums);
+    for (int p = 0; p < P; ++p) {
+      const int64_t at = column + p * near_rows.rate;
+      if (decltype(beyond)::value && at >= end) continue;
+      put(at, Vec<T>(prelu<T>(sums[p], near.slope) + load(part + (at - begin) * lanes)));
+    }
+  });
 }
 
-// `stages` CFFBs in a chain, each with its six parameters, plus `plus`. Row after row goes through all of them: what
-// lies between two CFFBs is kept in the cache, as many rows as the dilations reach, and never written to memory. A
-// strip's neighbourhood is computed again for the strip beside it.
-template <typename T, int M>
-void forward(const T* x, const T* const* parameters, int64_t stages, const T* plus, T* y, const Sizes& s) {
+// The channels of a map are divided into lines of 64 bytes, of one or more chunks, because memory comes in them. Lines
+// have nothing to do with one another.
+template <typename S, typename T>
+constexpr int64_t chunks_a_line = std::max<int64_t>(1, 64 / sizeof(S) / Vector<T>::lanes);
+
+// `stages` CFFBs in a chain, each with its six parameters, plus `plus`. Row after row of a line of channels goes through
+// all of them. The input and what lies between two CFFBs is kept in the cache, chunk by chunk, as many rows as the
+// dilations reach. `outputs` are the maps of each CFFB's output; all but the last may be null, and are not written then.
+// Images that are too wide for that are divided into
+// strips, whose surroundings are computed again for the strip beside it, and images into bands of rows if there are more
+// threads than lines.
+template <typename S, typename T, int M>
+void forward(const S* x, const T* const* parameters, int64_t stages, const S* plus, S* const* outputs, const Sizes& s) {
+  constexpr int64_t lanes = Vector<T>::lanes, a_line = chunks_a_line<S, T>;
+  if (s.n * s.h * s.w == 0) return;
   std::vector<std::vector<Chunk<T, M>>> all;
   for (int64_t k = 0; k < stages; ++k) all.push_back(chunks<false, T, M>(parameters + 6 * k, s));
-  const std::vector<T> zeros(s.row());
+  const int64_t n_chunks = all[0].size(), lines = (n_chunks + a_line - 1) / a_line;
+
   const int64_t reach = std::max(s.rate[0], s.rate[1]), ring = 2 * reach + 1, group = P * s.rate[1];
-  const int64_t budget = stages == 1 ? STRIP : CHAIN_STRIP;
-  const int64_t strip = std::max<int64_t>(1, budget / (s.c * sizeof(T)) / group) * group;
   // Columns that a stage computes on either side of a strip: at least those that later ones need, and whole groups.
   const auto halo = [&](int64_t k) { return (2 * (stages - 1 - k) * reach + group - 1) / group * group / 2; };
-  const int64_t slack = halo(0) + (P + 1) * reach, kept_row = (strip + 2 * slack) * s.c;
-#pragma omp parallel
-  {
-    std::vector<T> part((strip + 2 * halo(0)) * Vector<T>::lanes), buffer((stages - 1) * ring * kept_row);
-    const int64_t rows_in_all = s.n * s.h, thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    const int64_t first = rows_in_all * thread / threads, last = rows_in_all * (thread + 1) / threads;
+  const int64_t slack = halo(0) + (P + 1) * reach;
+  const int64_t fitting = KEPT / int64_t(a_line * stages * ring * lanes * sizeof(T)) - 2 * slack;
+  const int64_t strips = (s.w + std::max(fitting, group) - 1) / std::max(fitting, group);
+  const int64_t strip = ((s.w + strips - 1) / strips + group - 1) / group * group;
+  const int64_t kept_row = (std::min(strip, s.w + group) + 2 * slack) * lanes;
+
+  const int64_t threads = omp_get_max_threads(), wanted = (2 * threads + s.n * lines - 1) / (s.n * lines);
+  const int64_t bands = threads == 1 ? 1 : std::max<int64_t>(1, std::min(wanted, s.h / (4 * stages * reach)));
+  Zeros<T> zeros(kept_row);
+  const int64_t for_chunk = stages * ring * kept_row, for_thread = a_line * for_chunk + kept_row;
+  Zeros<T> buffers(threads * for_thread);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (int64_t task = 0; task < s.n * lines * bands; ++task) {
+    const int64_t band = task % bands, first_chunk = task / bands % lines * a_line;
+    const int64_t image = task / bands / lines * s.h * s.row();
+    const int64_t top = s.h * band / bands, bottom = s.h * (band + 1) / bands;
+    const int64_t last_chunk = std::min(first_chunk + a_line, n_chunks), before = (stages - 1) * reach;
+    T* const buffer = buffers.data() + omp_get_thread_num() * for_thread;
+    T* const part = buffer + a_line * for_chunk;
     for (int64_t left = 0; left < s.w; left += strip) {
       const int64_t right = std::min(left + strip, s.w);
-      // Where row `row` of a stage's output is kept; only the strip and its surroundings are there.
-      const auto kept = [&](int64_t stage, int64_t row) {
-        return buffer.data() + (stage * ring + row % ring) * kept_row + (slack - left) * s.c;
+      // Column 0 of row `row` of a stage's input; only the strip and its surroundings are there.
+      const auto kept = [&](int64_t chunk, int64_t stage, int64_t row) {
+        return buffer + (chunk - first_chunk) * for_chunk + (stage * ring + row % ring) * kept_row +
+               (slack - left) * lanes;
       };
-      for (int64_t begun = first, bottom; begun < last; begun += bottom - begun % s.h) {
-        const int64_t top = begun % s.h, image = (begun - top) * s.row();
-        bottom = std::min(s.h, top + last - begun);
-        const int64_t before = (stages - 1) * reach;
-        for (int64_t step = top - before; step < bottom + before; ++step)
-          for (int64_t k = 0; k < stages; ++k) {
-            const int64_t row = step - k * reach, margin = (stages - 1 - k) * reach;
-            if (row < std::max<int64_t>(0, top - margin) || row >= std::min(s.h, bottom + margin)) continue;
-            const bool from_memory = k == 0, to_memory = k == stages - 1;
-            const auto input = [&](int64_t from) -> const T* {
-              return from_memory ? x + image + from * s.row() : kept(k - 1, from);
-            };
-            const int64_t at = image + row * s.row();
-            const bool below = row + reach + 1 < s.h;
-            cffb_row<T, M>(all[k], row, std::max<int64_t>(0, left - halo(k)), std::min(s.w, right + halo(k)), s,
-                           zeros.data(), part.data(), input, to_memory ? y + at : kept(k, row),
-                           to_memory && plus ? plus + at : nullptr,
-                           from_memory && below ? x + at + (reach + 1) * s.row() : nullptr,
-                           to_memory && row + 1 < s.h ? y + at + s.row() : nullptr);
-          }
+      const T* const zero_row = zeros.data() + (slack - left) * lanes;
+      for (int64_t i = 0; i < (last_chunk - first_chunk) * stages * ring; ++i) {
+        T* const row = buffer + i * kept_row + (slack - left) * lanes;
+        if (left < slack) std::fill(row + (left - slack) * lanes, row, T(0));
+        const int64_t end = left - slack + kept_row / lanes;
+        if (end > s.w) std::fill(row + s.w * lanes, row + end * lanes, T(0));
       }
+      const int64_t from = std::max<int64_t>(0, left - halo(0) - reach), to = std::min(s.w, right + halo(0) + reach);
+      const auto keep = [&](int64_t row) {
+        const S* const there = x + image + row * s.row();
+        const int64_t below = row + 1 < s.h ? s.row() : 0;
+        for (int64_t column = from; column < to; ++column) {
+          const S* const pixel = there + column * s.c;
+          __builtin_prefetch(pixel + all[0][first_chunk].start + below, 0, 2);
+          for (int64_t q = first_chunk; q < last_chunk; ++q)
+            store<T>(kept(q, 0, row) + column * lanes, load(pixel + all[0][q].start));
+        }
+      };
+      int64_t next = std::max<int64_t>(0, top - before - reach);  // row of the input to be kept
+      for (int64_t step = top - before; step < bottom + before; ++step)
+        for (int64_t k = 0; k < stages; ++k) {
+          const int64_t row = step - k * reach, margin = (stages - 1 - k) * reach;
+          if (row < std::max<int64_t>(0, top - margin) || row >= std::min(s.h, bottom + margin)) continue;
+          for (; k == 0 && next <= std::min(row + reach, s.h - 1); ++next) keep(next);
+          const int64_t begin = std::max<int64_t>(0, left - halo(k)), end = std::min(s.w, right + halo(k));
+          for (int64_t q = first_chunk; q < last_chunk; ++q) {
+            const auto input = [&](int64_t from) { return kept(q, k, from); };
+            const Rows<T> near = rows_around<T>(row, s.rate[0], zero_row, s, input);
+            const Rows<T> far = rows_around<T>(row, s.rate[1], zero_row, s, input);
+            const int64_t at = image + row * s.row() + all[k][q].start;
+            S* const out = outputs[k] ? outputs[k] + at : nullptr;
+            if (k == stages - 1) {
+              const S* const added = plus ? plus + at : nullptr;
+              const int64_t below = row + 1 < s.h ? s.row() : 0;
+              cffb_row(all[k][q], near, far, begin, end, part, [&](int64_t column, Vec<T> value) {
+                __builtin_prefetch(out + column * s.c + below, 1, 2);  // for the next row
+                store(out + column * s.c, added ? Vec<T>(value + load(added + column * s.c)) : value);
+              });
+            } else {
+              T* const into = kept(q, k + 1, row);
+              if (out && row >= top && row < bottom)
+                cffb_row(all[k][q], near, far, begin, end, part, [&](int64_t column, Vec<T> value) {
+                  value = rounded<S>(value);
+                  store<T>(into + column * lanes, value);
+                  if (column >= left && column < right) store(out + column * s.c, value);
+                });
+              else
+                cffb_row(all[k][q], near, far, begin, end, part, [&](int64_t column, Vec<T> value) {
+                  store<T>(into + column * lanes, rounded<S>(value));
+                });
+            }
+          }
+        }
     }
   }
 }
 
-template <typename T, int M>
-void backward(const T* x, const T* const* parameters, const T* grad_y, T* grad_x, T* const* grads, const Sizes& s) {
-  constexpr int lanes = Vector<T>::lanes;
+template <typename S, typename T, int M>
+void backward(const S* x, const T* const* parameters, const S* grad_y, S* grad_x, T* const* grads, const Sizes& s) {
+  constexpr int64_t lanes = Vector<T>::lanes, a_line = chunks_a_line<S, T>;
   const auto all = chunks<false, T, M>(parameters, s), back = chunks<true, T, M>(parameters, s);
+  const int64_t n_chunks = all.size(), lines = (n_chunks + a_line - 1) / a_line;
   const int64_t reach = std::max(s.rate[0], s.rate[1]), ring = 2 * reach + 1;
   const int64_t bands = (s.h + BAND - 1) / BAND;
   // Sums of the parameters' gradients over each band, laid out like the parameters: added up in order at the end.
-  std::vector<Chunk<T, M>> sums(s.n * bands * all.size());
+  std::vector<Chunk<T, M>> sums(s.n * bands * n_chunks);
 
-  // Rows are kept with zeros around them, as wide as the groups of pixels reach: patches are small, and much of them
-  // lies beside an edge.
-  const int64_t padded = s.row() + (P + 1) * reach * s.c;
-  const std::vector<T> zeros(padded);
-#pragma omp parallel
-  {
-    // The input, and the gradients of both convolutions' outputs, in the rows that a row of the input's gradient needs:
-    // they never leave the cache. Row r lies in place r % ring.
-    std::vector<T> buffer(3 * ring * padded), parts(s.w * lanes);
-    T* const part = parts.data();
-    const auto kept = [&](int b, int64_t row) { return &buffer[(b * ring + row % ring) * padded + reach * s.c]; };
-    const auto keep_input = [&](int64_t image, int64_t row) {
-      if (row >= 0 && row < s.h) std::memcpy(kept(2, row), x + image + row * s.row(), s.row() * sizeof(T));
-    };
-#pragma omp for schedule(dynamic)
-    for (int64_t band = 0; band < s.n * bands; ++band) {
-      const int64_t image = band / bands * s.h * s.row();
-      const int64_t top = s.h * (band % bands) / bands, bottom = s.h * (band % bands + 1) / bands;
-      const int64_t begin = std::max<int64_t>(0, top - reach);
-      for (int64_t row = begin - reach; row < begin + reach; ++row) keep_input(image, row);
+  // The input, and the gradients of both convolutions' outputs, of one chunk, in the rows that a row of the input's
+  // gradient needs: they never leave the cache. Row r lies in place r % ring, with zeros on both sides.
+  const int64_t padded = (s.w + (P + 1) * reach) * lanes, for_thread = (3 * ring + 1) * padded;
+  const int64_t threads = omp_get_max_threads();
+  Zeros<T> zeros(padded);
+  Zeros<T> buffers(threads * for_thread);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (int64_t task = 0; task < s.n * bands * lines; ++task) {
+    const int64_t band = task / lines, image = band / bands * s.h * s.row();
+    const int64_t top = s.h * (band % bands) / bands, bottom = s.h * (band % bands + 1) / bands;
+    const int64_t begin = std::max<int64_t>(0, top - reach), first_chunk = task % lines * a_line;
+    T* const buffer = buffers.data() + omp_get_thread_num() * for_thread;
+    T* const part = buffer + 3 * ring * padded;
+    const T* const zero_row = zeros.data() + reach * lanes;
+    for (int64_t q = first_chunk; q < std::min(first_chunk + a_line, n_chunks); ++q) {
+      const auto kept = [&](int b, int64_t row) { return buffer + (b * ring + row % ring) * padded + reach * lanes; };
+      const auto input = [&](int64_t row) { return kept(2, row); };
+      const S* const there = x + image + all[q].start;
+      const auto keep_input = [&](int64_t row) {
+        if (row >= 0 && row < s.h)
+          for (int64_t column = 0; column < s.w; ++column)
+            store<T>(kept(2, row) + column * lanes, load(there + row * s.row() + column * s.c));
+      };
+      for (int64_t row = begin - reach; row < begin + reach; ++row) keep_input(row);
       for (int64_t row = begin; row < bottom + reach; ++row) {
-        keep_input(image, row + reach);
-        for (size_t q = 0; q < all.size() && row < s.h; ++q) {
-          const int64_t start = all[q].start;
-          const auto input = [&](int64_t from) { return kept(2, from) + start; };
-          const T* grad_row = grad_y + image + row * s.row() + start;
-          for (int b = 0; b < 2; ++b) {
-            const Branch<T, M> branch = all[q].branch[b];
-            const Rows<T> rows = rows_around<T>(row, s.rate[b], &zeros[reach * s.c], s, input);
-            T* const kept_row = kept(b, row) + start;
-            Branch<T, M> sum = sums[band * all.size() + q].branch[b];
-            groups<true>(0, s.w, s.rate[b], s.w, [&](int64_t column, auto beyond) {
-              Vec<T> out[P], grad[P];
-              convolve<false>(branch, rows, column, out);
-              for (int p = 0; p < P; ++p) {
-                const int64_t at = column + p * s.rate[b];
-                grad[p] = decltype(beyond)::value && at >= s.w ? Vec<T>{} : load(grad_row + at * s.c);
-                sum.slope += out[p] > 0 ? Vec<T>{} : grad[p] * out[p];
-                grad[p] = out[p] > 0 ? grad[p] : grad[p] * branch.slope;
-                sum.bias += grad[p];
-                if (!decltype(beyond)::value || at < s.w) store<T>(kept_row + at * s.c, grad[p]);
-              }
+        keep_input(row + reach);
+        const S* const grad_row = grad_y + image + row * s.row() + all[q].start;
+        for (int b = 0; b < 2 && row < s.h; ++b) {
+          const Branch<T, M> branch = all[q].branch[b];
+          const Rows<T> rows = rows_around<T>(row, s.rate[b], zero_row, s, input);
+          T* const kept_row = kept(b, row);
+          Branch<T, M> sum = sums[band * n_chunks + q].branch[b];
+          groups(0, s.w, s.rate[b], [&](int64_t column, auto beyond) {
+            Vec<T> out[P], grad[P];
+            convolve(branch, rows, column, out);
+            for (int p = 0; p < P; ++p) {
+              const int64_t at = column + p * s.rate[b];
+              grad[p] = decltype(beyond)::value && at >= s.w ? Vec<T>{} : load(grad_row + at * s.c);
+              sum.slope += out[p] > 0 ? Vec<T>{} : grad[p] * out[p];
+              grad[p] = out[p] > 0 ? grad[p] : grad[p] * branch.slope;
+              sum.bias += grad[p];
+              if (!decltype(beyond)::value || at < s.w) store<T>(kept_row + at * lanes, grad[p]);
+            }
 #pragma GCC unroll 3
-              for (int i = 0; i < 3; ++i)
+            for (int i = 0; i < 3; ++i)
 #pragma GCC unroll 10
-                for (int k = 0; k < P + 2; ++k) {
-                  const Vec<T> value = rows.template at<false>(i, column, k);
+              for (int k = 0; k < P + 2; ++k) {
+                const Vec<T> value = rows.at(i, column, k);
 #pragma GCC unroll 3
-                  for (int j = 0; j < 3; ++j)
-                    if (k - j >= 0 && k - j < P) {
-                      sum.weight[3 * i + j][0] += grad[k - j] * value;
-                      if constexpr (M == 2) sum.weight[3 * i + j][1] += grad[k - j] * exchanged<T>(value);
-                    }
-                }
-            });
-            // Rows around the band are computed for the gradient of its input, and counted in the band they belong to.
-            if (row >= top && row < bottom) sums[band * all.size() + q].branch[b] = sum;
-          }
+                for (int j = 0; j < 3; ++j)
+                  if (k - j >= 0 && k - j < P) {
+                    sum.weight[3 * i + j][0] += grad[k - j] * value;
+                    if constexpr (M == 2) sum.weight[3 * i + j][1] += grad[k - j] * exchanged<T>(value);
+                  }
+              }
+          });
+          // Rows around the band are computed for the gradient of its input, and counted in the band they belong to.
+          if (row >= top && row < bottom) sums[band * n_chunks + q].branch[b] = sum;
         }
         const int64_t done = row - reach;  // the row of the input's gradient that has all it needs now
         if (done < top) continue;
-        for (const Chunk<T, M>& chunk : back) {
-          T* const grad_row = grad_x + image + done * s.row() + chunk.start;
-          for (int b = 1; b >= 0; --b) {
-            const Branch<T, M> branch = chunk.branch[b];
-            const auto output = [&](int64_t from) { return kept(b, from) + chunk.start; };
-            const Rows<T> rows = rows_around<T>(done, s.rate[b], &zeros[reach * s.c], s, output);
-            groups<true>(0, s.w, s.rate[b], s.w, [&](int64_t column, auto beyond) {
-              Vec<T> out[P];
-              convolve<false>(branch, rows, column, out);
-              for (int p = 0; p < P; ++p) {
-                const int64_t at = column + p * s.rate[b];
-                if (decltype(beyond)::value && at >= s.w) continue;
-                if (b == 1)
-                  store<T>(part + at * lanes, out[p]);
-                else
-                  store<T>(grad_row + at * s.c, out[p] + load(part + at * lanes));
-              }
-            });
-          }
+        S* const grad_input = grad_x + image + done * s.row() + all[q].start;
+        for (int b = 1; b >= 0; --b) {
+          const Branch<T, M> branch = back[q].branch[b];
+          const auto output = [&](int64_t from) { return kept(b, from); };
+          const Rows<T> rows = rows_around<T>(done, s.rate[b], zero_row, s, output);
+          groups(0, s.w, s.rate[b], [&](int64_t column, auto beyond) {
+            Vec<T> out[P];
+            convolve(branch, rows, column, out);
+            for (int p = 0; p < P; ++p) {
+              const int64_t at = column + p * s.rate[b];
+              if (decltype(beyond)::value && at >= s.w) continue;
+              if (b == 1)
+                store<T>(part + at * lanes, out[p]);
+              else
+                store(grad_input + at * s.c, Vec<T>(out[p] + load(part + at * lanes)));
+            }
+          });
         }
       }
     }
   }
 
-  for (size_t q = 0; q < all.size(); ++q)
+  for (int64_t q = 0; q < n_chunks; ++q)
     for (int b = 0; b < 2; ++b) {
       Branch<T, M> total{};
       for (int64_t band = 0; band < s.n * bands; ++band) {
-        const Branch<T, M>& part = sums[band * all.size() + q].branch[b];
+        const Branch<T, M>& part = sums[band * n_chunks + q].branch[b];
         total.bias += part.bias;
         total.slope += part.slope;
         for (int t = 0; t < 9; ++t)
@@ -376,8 +486,8 @@ void backward(const T* x, const T* const* parameters, const T* grad_y, T* grad_x
 
 // Mean and variance (divided by h * w) of each channel of each image. Sums are taken of the differences to the first
 // pixel, so that a small variance beside a large mean is not lost, row by row in T and over rows in double.
-template <typename T>
-void var_mean(const T* x, T* variance, T* mean, const Sizes& s) {
+template <typename S, typename T>
+void var_mean(const S* x, T* variance, T* mean, const Sizes& s) {
   constexpr int lanes = Vector<T>::lanes;
   std::vector<double> sums(s.n * s.h * s.c * 2);
 #pragma omp parallel for schedule(static)
@@ -405,31 +515,36 @@ void var_mean(const T* x, T* variance, T* mean, const Sizes& s) {
         sum += sums[2 * (row * s.c + c)];
         square += sums[2 * (row * s.c + c) + 1];
       }
+      const int64_t start = std::min(c, s.c - lanes);
       const double pixels = s.h * s.w, difference = sum / pixels;
-      mean[image * s.c + c] = x[image * s.h * s.row() + c] + difference;
+      mean[image * s.c + c] = load(x + image * s.h * s.row() + start)[c - start] + difference;
       variance[image * s.c + c] = std::max(0.0, square / pixels - difference * difference);
     }
 }
 
 }  // namespace
 
-// The functions that fused.py calls. `parameters` and `grads`: weight (c, m, 3, 3), bias (c) and slope (c) of the first
-// branch, then of the second; in the forward pass of each of `stages` CFFBs. `sizes`: n, h, w, c >= 16, channels a group m, both dilations. `plus` may be null.
-#define FUNCTIONS(NAME, T)                                                                                            \
-  extern "C" void cffb_forward_##NAME(const T* x, const T* const* parameters, int64_t stages, const T* plus, T* y,    \
-                                      const int64_t* i) {                                                             \
+// The functions that fused.py calls, for maps of type S and parameters of type T. `parameters` and `grads`: weight
+// (c, m, 3, 3), bias (c) and slope (c) of the first branch, then of the second; in the forward pass of each of `stages`
+// CFFBs. `sizes`: n, h, w, c >= 16, channels a group m, both dilations. `plus` may be null, and all but the last of the
+// `outputs`.
+#define FUNCTIONS(NAME, S, T)                                                                                         \
+  extern "C" void cffb_forward_##NAME(const S* x, const T* const* parameters, int64_t stages, const S* plus,          \
+                                      S* const* outputs, const int64_t* i) {                                                             \
     const Sizes s{i[0], i[1], i[2], i[3], {i[5], i[6]}};                                                              \
-    i[4] == 1 ? forward<T, 1>(x, parameters, stages, plus, y, s) : forward<T, 2>(x, parameters, stages, plus, y, s);  \
+    i[4] == 1 ? forward<S, T, 1>(x, parameters, stages, plus, outputs, s)                                             \
+              : forward<S, T, 2>(x, parameters, stages, plus, outputs, s);                                            \
   }                                                                                                                   \
-  extern "C" void cffb_backward_##NAME(const T* x, const T* const* parameters, const T* grad_y, T* grad_x,            \
+  extern "C" void cffb_backward_##NAME(const S* x, const T* const* parameters, const S* grad_y, S* grad_x,            \
                                        T* const* grads, const int64_t* i) {                                           \
     const Sizes s{i[0], i[1], i[2], i[3], {i[5], i[6]}};                                                              \
-    i[4] == 1 ? backward<T, 1>(x, parameters, grad_y, grad_x, grads, s)                                               \
-              : backward<T, 2>(x, parameters, grad_y, grad_x, grads, s);                                              \
+    i[4] == 1 ? backward<S, T, 1>(x, parameters, grad_y, grad_x, grads, s)                                            \
+              : backward<S, T, 2>(x, parameters, grad_y, grad_x, grads, s);                                           \
   }                                                                                                                   \
-  extern "C" void var_mean_##NAME(const T* x, T* variance, T* mean, const int64_t* i) {                               \
-    var_mean<T>(x, variance, mean, {i[0], i[1], i[2], i[3], {1, 1}});                                                 \
+  extern "C" void var_mean_##NAME(const S* x, T* variance, T* mean, const int64_t* i) {                               \
+    var_mean<S, T>(x, variance, mean, {i[0], i[1], i[2], i[3], {1, 1}});                                              \
   }
 
-FUNCTIONS(float32, float)
-FUNCTIONS(float64, double)
+FUNCTIONS(bfloat16, bfloat16, float)
+FUNCTIONS(float32, float, float)
+FUNCTIONS(float64, double, double)
