@@ -123,6 +123,7 @@ def evaluate(
         for index in bar:
             lr_pixels, hr_pixels, name = test_set.pixels(index)
             lr, hr = (None if one is None else to_tensor(one, test_set.n_colors) for one in (lr_pixels, hr_pixels))
+            _check_room(lr, test_set, name, device)
             image = to_network(lr[None], device, rgb_range)
             sr = inference.self_ensemble(run, image, batched=not tile) if self_ensemble else run(image)
             finite = bool(sr.isfinite().all())
@@ -157,6 +158,18 @@ def evaluate(
         if names:
             log.warning("%s: %s: %s", test_set.label, words, ", ".join(printable(row["image"]) for row in names))
     return Scores([row for _, row, _ in rows])
+
+
+def _check_room(lr: torch.Tensor, test_set: TestSet, name: str, device: torch.device) -> None:
+    """UserError if not even the network's input and output fit into main memory, in which tiles need little more."""
+    pixels = lr.shape[1] * lr.shape[2]
+    room = available_memory() if device.type == "cpu" and pixels > SURE_TO_FIT else None
+    needed = lr.shape[0] * pixels * (4 + 5 * test_set.scale**2)  # both in float32, and the output in uint8
+    if room is not None and needed > room:
+        raise UserError(
+            f"{printable(name)}: {_size(lr)} pixels and their {_size(lr)} times {test_set.scale} need "
+            f"{needed / 2**30:.1f} GiB of memory, {room / 2**30:.1f} are free: cut the image into parts, or free memory"
+        )
 
 
 def _blank(hr: torch.Tensor, scale: int) -> bool:

@@ -329,7 +329,7 @@ def choose(target: Target, problems: list[str]) -> tuple[Member, bytes] | None:
     if target.present and len(target.candidates) == 1:
         member = target.candidates[0][0]
         try:
-            if member.read() == target.path.read_bytes():
+            if member.read() == files.read_bytes(target.path):
                 return None
         except UserError as error:
             problems.append(str(error))

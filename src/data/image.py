@@ -334,6 +334,17 @@ def _descriptive_exif(image: Image.Image) -> bytes:
         return b""
 
 
+def read_bytes(path: Path) -> bytes:
+    """The whole content of an image file.
+
+    Raises:
+        UserError: if it is missing, no regular file, or does not fit into memory.
+    """
+    with _opened(path) as file:
+        _check_room(file)
+        return file.read()
+
+
 def _pixels(image: Image.Image) -> np.ndarray:
     """The pixels of Pillow's image, uint8 (H, W) or (H, W, 3)."""
     tags = getattr(image, "tag_v2", {})  # TIFF's
