@@ -34,7 +34,7 @@ from model.krgn import KRGN
 from optimisation import make_optimizer
 from option import Parser, number, parse_args, path_flag, whole_number
 from tables import as_text, read_csv, refuse_foreign, write_all
-from utility import choose_device, git_commit, keep_memory, processor, timed, write_bytes
+from utility import choose_device, git_commit, keep_memory, processor, read_json, timed, write_bytes
 
 SRC = Path(__file__).resolve().parent
 EPOCHS = 4  # validations of a stage
@@ -152,7 +152,7 @@ def agreed(args) -> dict[str, float]:
     begun = any(kept.parent.glob("*/history.csv")) or any(kept.parent.glob("*/state.pt"))
     if not kept.exists() or not begun:
         write_bytes(kept, json.dumps({"settings": settings, "costs": measured_costs(args)}, indent=1).encode())
-    found = json.loads(kept.read_text())
+    found = read_json(kept)
     for name, value in settings.items():
         if found["settings"].get(name) != value:
             raise UserError(

@@ -11,6 +11,7 @@ not written.
 import argparse
 import json
 import logging
+import re
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,13 +27,13 @@ import formats
 from data import resize
 from data.image import list_images, read_image
 from data.srdata import to_tensor
-from errors import UserError, run
+from errors import UserError, printable, run
 from formats import FORMATS, Runner, Use
 from metrics import psnr_ssim, quantise
 from model import count_parameters
 from model.checkpoint import model_of, rebuild, unpack
 from option import Parser, number, path_flag, weights_file, whole_number
-from utility import digest, git_commit, load_tensors, start_log, write_bytes
+from utility import digest, git_commit, load_tensors, read_json, start_log, write_bytes
 
 log = logging.getLogger("krgn")
 
@@ -71,7 +72,11 @@ def build_parser() -> Parser:
         help="likewise, of an EDSR: 0.1 for the full network (default 1)",
     )
     parser.add_argument(
-        "--check", metavar="DIR", type=path_flag, help="compare again what is in a folder that export.py made"
+        "--check",
+        metavar="DIR",
+        type=path_flag,
+        help="compare again what is in a folder that export.py made. An exported program (.pt2, .onnx, ncnn) is a "
+        "program: run none of a source that you do not trust; hashes in its folder say nothing about where it is from",
     )
     return parser
 
@@ -197,18 +202,27 @@ def measure(network: nn.Module, reader: Runner, test: list[tuple[torch.Tensor, t
     reference = formats.torch_runner(network)
     worst = 0.0
     for image in compared(network):
-        difference = np.abs(reader(image.numpy()) - reference(image.numpy())).max() * 255 / top
+        found, expected = _of_one_shape(reader, reference, image.numpy())
+        difference = np.abs(found - expected).max() * 255 / top
         worst = max(worst, float(difference) if np.isfinite(difference) else float("inf"))
     scores = []
     for lr, hr in test:
         image = (lr.float() * (top / 255)).numpy()
         pair = []
-        for runner in (reader, reference):
-            sr = torch.from_numpy(np.nan_to_num(runner(image)))[0]
+        for found in _of_one_shape(reader, reference, image):
+            sr = torch.from_numpy(np.nan_to_num(found))[0]
             pair.append(psnr_ssim(quantise(sr, top), hr, scale)[0])
         scores.append(pair)
     psnr, expected = np.mean(scores, axis=0)
     return {"max_error": worst, "psnr": round(float(psnr), 4), "psnr_change": round(float(psnr - expected), 4)}
+
+
+def _of_one_shape(reader: Runner, reference: Runner, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What both make of an image. UserError if the shapes differ."""
+    found, expected = reader(image), reference(image)
+    if found.shape != expected.shape:
+        raise UserError(f"a file gives images of {found.shape}, expected {expected.shape}: export again")
+    return found, expected
 
 
 def photographs(folder: str | None, shape: dict):
@@ -275,19 +289,47 @@ def refuse_foreign(out: Path, stem: str) -> None:
 
 
 def read_report(out: Path) -> dict:
-    """export.json of a folder; UserError if it is missing or damaged."""
-    try:
-        report = json.loads((out / REPORT).read_text())
-        report["files"].items()
-        return report
-    except FileNotFoundError:
-        raise UserError(f"{out / REPORT}: there is no such file: give a folder that export.py --out made") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{out / REPORT}: cannot be read ({error}): export again") from None
+    """export.json of a folder.
+
+    Raises:
+        UserError: if it is missing, or is not what `export` writes: of names of files in this folder, each with its
+            form, its parts' SHA-256, and what was measured.
+    """
+    if not (out / REPORT).exists():
+        raise UserError(f"{out / REPORT}: there is no such file: give a folder that export.py --out made")
+    report = read_json(out / REPORT)
+    wrong = _wrong(report)
+    if wrong:
+        raise UserError(f"{out / REPORT}: {wrong}: export again")
+    return report
+
+
+def _wrong(report: object) -> str:
+    """What is wrong with the part of a report that is read again, "" if nothing."""
+    files = report.get("files") if isinstance(report, dict) else None
+    if not isinstance(files, dict) or not files:
+        return "lists no files"
+    for name, file in files.items():
+        if not isinstance(file, dict) or file.get("format") not in ["safetensors", *FORMATS]:
+            return f"{printable(name)[:60]} is of no known format"
+        suffixes = (".safetensors",) if file["format"] == "safetensors" else FORMATS[file["format"]].suffixes
+        parts = file.get("files")
+        stem = name.removesuffix(suffixes[0])
+        if not re.fullmatch(r"[\w.-]{1,100}", stem) or stem.startswith(".") or stem + suffixes[0] != name:
+            return f"{printable(name)[:60]} is no name of a {file['format']} file"
+        if not isinstance(parts, dict) or list(parts) != [stem + suffix for suffix in suffixes]:
+            return f"{name} does not have the parts {', '.join(stem + suffix for suffix in suffixes)}"
+        for part, facts in parts.items():
+            stamp = facts.get("sha256") if isinstance(facts, dict) else None
+            if not isinstance(stamp, str) or not re.fullmatch(r"[0-9a-f]{64}", stamp):
+                return f"{part} has no SHA-256"
+    return ""
 
 
 def check(out: Path) -> None:
     """Compares every file of an export again with the folded safetensors beside it.
+
+    Every form but torch's own tensors is read in a process of its own (`formats.apart`).
 
     Raises:
         UserError: with all that is missing, changed or wrong.
@@ -300,16 +342,17 @@ def check(out: Path) -> None:
     _, test = photographs(None, network.hyperparameters)
     problems = []
     for name, file in report["files"].items():
-        broken = [
-            f"{part} is {'changed' if (out / part).exists() else 'missing'}"
-            for part, facts in file["files"].items()
-            if not (out / part).exists() or digest(out / part) != facts["sha256"]
-        ]
+        broken = [said for part, facts in file["files"].items() if (said := _changed(out / part, facts["sha256"]))]
         problems += broken
         if broken or file["format"] == "safetensors":
             continue
         formats.require(file["format"])
-        measured = measure(network, FORMATS[file["format"]].read(out / name, network.hyperparameters), test)
+        try:
+            measured = _measure_again(file["format"], out / name, network, test)
+        except UserError as error:
+            said = str(error).removesuffix(": export again")
+            problems.append(said if name in said else f"{name}: {said}")
+            continue
         complaint = verdict(file["format"], measured)
         problems += [f"{name} {complaint}"] if complaint else []
         log.info(
@@ -323,6 +366,24 @@ def check(out: Path) -> None:
     log.info(
         "%s: all %d files are as they were exported", out, sum(len(file["files"]) for file in report["files"].values())
     )
+
+
+def _changed(path: Path, sha256: str) -> str:
+    """What happened to a file since it was exported, "" if nothing."""
+    try:
+        return "" if digest(path) == sha256 else f"{path.name} is changed"
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+
+
+def _measure_again(form: str, path: Path, network: nn.Module, test: list) -> dict:
+    """`measure` of a file that may be anything."""
+    if form == "pt":
+        return measure(network, FORMATS[form].read(path, network.hyperparameters), test)
+    with formats.apart(form, path, network.hyperparameters) as reader:
+        return measure(network, reader, test)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,15 @@ import contextlib
 import copy
 import io
 import json
+import multiprocessing
 import os
+import re
 import shutil
+import signal
 import tempfile
 import warnings
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,14 +25,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from errors import UserError
+from errors import UserError, printable
 from model import MODELS
 from model.checkpoint import model_of, rebuild, unpack
 from model.krgn import CCA, KRGN
-from utility import load_tensors, save_tensors
+from utility import load_tensors, open_regular, save_tensors
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 Runner = Callable[[np.ndarray], np.ndarray]
 OPSET = 18
+MOST_MEMORY = 32 * 2**30  # bytes of addresses that the reader of a file may take, torch's own included
 LONGEST = 4096  # the longest side that an exported program takes
 
 
@@ -132,8 +142,218 @@ def write_program(network: nn.Module, path: Path, use: Use) -> None:
 
 
 def read_program(path: Path, _) -> Runner:
-    """By torch.export.load."""
-    return torch_runner(torch.export.load(path).module())
+    """By torch.export.load, of what `safe_program` leaves of the file."""
+    return torch_runner(torch.export.load(safe_program(path)).module())
+
+
+# What a program of a network calls, and nothing that touches files, makes storage of any size, or is not torch's own.
+_OPERATORS = """
+    adaptive_avg_pool2d add add_ _assert_tensor_metadata avg_pool2d batch_norm cat chunk clamp clamp_ clone contiguous
+    conv2d conv_transpose2d convolution detach div div_ dropout elu expand flatten gelu group_norm hardsigmoid hardswish
+    hardswish_ hardtanh hardtanh_ instance_norm layer_norm leaky_relu leaky_relu_ linear matmul max_pool2d mean mul mul_
+    neg pad permute pixel_shuffle pixel_unshuffle pow prelu relu relu6 relu6_ relu_ reshape rsqrt select sigmoid
+    sigmoid_ silu silu_ slice softmax split sqrt squeeze sub sub_ sum sym_size tanh to transpose unsqueeze
+    upsample_bicubic2d upsample_bilinear2d upsample_nearest2d var view
+""".split()
+_EXPRESSION = re.compile(
+    r"(?:\b(?:Symbol|Integer|Mul|Add|Pow|FloorDiv|CleanDiv|Mod|PythonMod|Max|Min|Eq|Ne|Le|Lt|Ge|Gt|positive|negative"
+    r"|nonnegative|integer|True|False|[su]\d{1,6}|\d{1,9})\b|'|[(),= +*/-])*"
+)
+_SPECIFICATION = re.compile(
+    r'(?:"(?:type|context|children_spec|builtins\.(?:tuple|dict|list)|null|\[\])"|null|[\[\]{}:, 1])*'
+)
+_WORD = re.compile(r"\w{1,200}(?:\.\w{1,200}){0,30}|", re.ASCII)
+
+
+def safe_program(path: Path) -> io.BytesIO:
+    """A copy of a file that `write_program` made, of those parts alone that are numbers or known to call nothing.
+
+    torch.export.load unpickles whatever an archive holds, and evaluates the text of its sizes: a program is trusted
+    code to it. Here nothing is loaded before all of it is known: the archive's layout is the one that is written
+    here, no weight is pickled, the example input loads as tensors alone and is written anew, every operator is one of
+    `_OPERATORS`, every expression arithmetic, every other text a name.
+
+    Raises:
+        UserError: if the file is anything else.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch and zipfile about files that are refused
+            return _rewritten(_members(path))
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file: export again") from None
+    except Exception as error:  # a zip file, JSON and tensors of any kind
+        reason = (printable(error)[:200]) or type(error).__name__
+        raise UserError(f"{path}: is no program that export.py writes ({reason}): export again") from None
+
+
+def _members(path: Path) -> dict[str, bytes]:
+    """The members of a program's archive, by their names below its one folder; ValueError for any other layout."""
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        infos, size = archive.infolist(), os.fstat(file.fileno()).st_size
+        roots = {info.filename.split("/", 1)[0] for info in infos}
+        names = [info.filename.split("/", 1)[-1] for info in infos]
+        fixed = {"models/model.json", "data/weights/model_weights_config.json", "data/sample_inputs/model.pt"}
+        fixed |= {"data/constants/model_constants_config.json", "archive_version", "archive_format", "byteorder"}
+        fixed |= {"extra/input.txt", ".data/version", ".data/serialization_id"}
+        for name in names:
+            if name not in fixed and not re.fullmatch(r"data/weights/weight_\d{1,6}", name):
+                raise ValueError(f"it has a member {name[:100]}")
+        if len(roots) != 1 or len(set(names)) != len(names):
+            raise ValueError("it has two members of one name, or two folders")
+        if any(info.compress_type for info in infos) or sum(info.file_size for info in infos) > size:
+            raise ValueError("it is compressed")
+        return {name: archive.read(info) for name, info in zip(names, infos, strict=True)}
+
+
+def _rewritten(members: dict[str, bytes]) -> io.BytesIO:
+    program = json.loads(members["models/model.json"])
+    _check_program(program)
+    for node in program["graph_module"]["graph"]["nodes"]:
+        node["metadata"] = {}  # where a layer stood in the source: names of functions, which loading would look up
+    program["guards_code"] = []
+    weights = json.loads(members["data/weights/model_weights_config.json"])
+    if weights.keys() != {"config"} or json.loads(members["data/constants/model_constants_config.json"]) != {
+        "config": {}
+    }:
+        raise ValueError("it has constants")
+    if not all(_WORD.fullmatch(name) for name in weights["config"]):
+        raise ValueError("it has weights whose names are none")
+    for entry in weights["config"].values():
+        known = {"path_name", "is_param", "use_pickle", "tensor_meta"}
+        if entry["use_pickle"] is not False or entry.keys() != known or not _only_numbers(entry["tensor_meta"]):
+            raise ValueError("it has a pickled weight")
+        if f"data/weights/{entry['path_name']}" not in members:
+            raise ValueError(f"it lacks a weight {entry['path_name']}")
+    inputs = torch.load(io.BytesIO(members["data/sample_inputs/model.pt"]), weights_only=True)
+    (image,), named = inputs
+    if named or type(image) is not torch.Tensor:
+        raise ValueError("its example is no image")
+    sample, copy = io.BytesIO(), io.BytesIO()
+    torch.save(((image.clone(),), {}), sample)
+    texts = {"models/model.json": program, "data/weights/model_weights_config.json": weights}
+    texts = {name: json.dumps(value).encode() for name, value in texts.items()}
+    written = members | texts | {"data/sample_inputs/model.pt": sample.getvalue()}
+    writer = torch._C.PyTorchFileWriter(copy)
+    for name, content in written.items():
+        if not name.startswith((".data/", "byteorder")):  # the writer's own
+            writer.write_record(name, content, len(content))
+    writer.write_end_of_file()
+    copy.seek(0)
+    return copy
+
+
+def _only_numbers(value: object, depth: int = 0) -> bool:
+    """Whether some JSON holds no text but a device's name: no expression, that is."""
+    if isinstance(value, dict):
+        return depth < 5 and all(
+            inside == "cpu" if name == "type" else _only_numbers(inside, depth + 1) for name, inside in value.items()
+        )
+    if isinstance(value, list):
+        return depth < 5 and all(_only_numbers(inside, depth + 1) for inside in value)
+    return not isinstance(value, str)
+
+
+def _check_program(program: dict) -> None:
+    """ValueError for the first text in a program's graph that is no name, arithmetic, or known operator."""
+    waiting: list[tuple[str, object]] = [("", program)]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            if not all(_WORD.fullmatch(name) for name in value):
+                raise ValueError(f"it has a name {next(name for name in value if not _WORD.fullmatch(name))[:60]!r}")
+            waiting += [(name, inside) for name, inside in value.items() if name not in ("metadata", "guards_code")]
+        elif isinstance(value, list):
+            waiting += [(key, inside) for inside in value]
+        elif isinstance(value, str):
+            if key == "target":
+                found = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.\w+|_operator\.(add|sub|mul|floordiv|mod)", value)
+                fits = found and (found[1] is None or found[1] in _OPERATORS)
+            elif key == "expr_str":
+                fits = len(value) < 2000 and _EXPRESSION.fullmatch(value)
+            elif key in ("in_spec", "out_spec"):
+                fits = len(value) < 2000 and _SPECIFICATION.fullmatch(value)
+            else:
+                fits = _WORD.fullmatch(value) or (key == "torch_version" and re.fullmatch(r"[\w.+]{1,60}", value))
+            if not fits:
+                raise ValueError(f"{key} is {value[:60]!r}")
+
+
+@contextlib.contextmanager
+def apart(name: str, path: Path, hyperparameters: dict, timeout: float = 300) -> Iterator[Runner]:
+    """A form's reader in a process of its own: a damaged file may end the program that reads it, or never let it go.
+
+    Args:
+        timeout: seconds for the reading, and for each image.
+
+    Raises:
+        UserError: in one line, whatever happens to that process.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, name, path, hyperparameters), daemon=True)
+    process.start()
+    there.close()
+
+    def answer():
+        try:
+            if not here.poll(timeout):
+                raise UserError(f"{path}: its reader does not answer within {timeout:g} s: export again")
+            found = here.recv_bytes()
+        except (EOFError, OSError):
+            process.join(5)
+            code = process.exitcode
+            died = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with status {code}"
+            raise UserError(f"{path}: its reader ended {died}, the file is damaged: export again") from None
+        if found[:1] == b"!":
+            raise UserError(f"{path}: {found[1:].decode()}")
+        return found[1:]
+
+    def run(image: np.ndarray) -> np.ndarray:
+        try:
+            here.send_bytes(_packed(image))
+        except OSError:
+            answer()
+        return np.load(io.BytesIO(answer()), allow_pickle=False)
+
+    try:
+        answer()
+        yield run
+    finally:
+        here.close()
+        process.kill()
+        process.join()
+
+
+def _packed(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _serve(pipe, name: str, path: Path, hyperparameters: dict) -> None:
+    """What the process of `apart` does; it answers "." and an image, or "!" and why there is none."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):  # compiled readers print what they think of a file
+        os.dup2(nowhere, number)
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        reader = FORMATS[name].read(path, hyperparameters)
+        pipe.send_bytes(b".")
+        while True:
+            image = np.load(io.BytesIO(pipe.recv_bytes()), allow_pickle=False)
+            pipe.send_bytes(b"." + _packed(np.asarray(reader(image), dtype=np.float32)))
+    except (EOFError, BrokenPipeError):
+        return
+    except UserError as error:
+        pipe.send_bytes(b"!" + str(error).removeprefix(f"{path}: ").encode("utf-8", "replace"))
+    except Exception as error:  # whatever a runtime raises
+        reason = printable(error)[:200] or type(error).__name__
+        pipe.send_bytes(b"!" + f"cannot be read ({reason}): export again".encode("utf-8", "replace"))
 
 
 def torch_runner(network) -> Runner:
@@ -272,14 +492,17 @@ def read_ncnn(path: Path, _) -> Runner:
     net = ncnn.Net()
     for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
         setattr(net.opt, option, False)
-    net.load_param(str(path))
-    net.load_model(str(path.with_suffix(".bin")))
+    if net.load_param(str(path)) or net.load_model(str(path.with_suffix(".bin"))):
+        raise UserError(f"{path}: is no network of ncnn's: export again")
 
     def run(image: np.ndarray) -> np.ndarray:
         pixels = np.ascontiguousarray(image[0])  # by name: a Mat does not keep its buffer alive
         extractor = net.create_extractor()
         extractor.input("in0", ncnn.Mat(pixels).clone())
-        return np.array(extractor.extract("out0")[1])[None]
+        status, out = extractor.extract("out0")
+        if status:
+            raise UserError(f"{path}: ncnn cannot run it (status {status}): export again")
+        return np.array(out)[None]
 
     return run
 

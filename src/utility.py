@@ -342,8 +342,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256 of a regular file; UserError or OSError as in `open_regular`."""
+    found = hashlib.sha256()
+    with open_regular(path) as file:
+        while part := file.read(2**20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def save_tensors(path: Path, content: dict) -> None:

@@ -1,0 +1,252 @@
+"""Damages and forges files of weights, and has every reader of them read each.
+
+python tests/fuzz/weights.py [--seed 0] [--count 300]
+"""
+
+import argparse
+import io
+import json
+import os
+import pickle
+import random
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2] / "src")]
+
+import batches
+import torch
+
+VALUES = [
+    0,
+    -1,
+    10**9,
+    10**30,
+    2.5,
+    float("nan"),
+    float("inf"),
+    "x" * 5000,
+    "\x1b[31m\n\u202e",
+    None,
+    True,
+    [],
+    {},
+    [[]],
+]
+
+
+class Runs:
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return random.choice((os.system, os.popen)), (f"touch {self.trace}",)
+
+
+def bases(folder: Path) -> dict[str, bytes]:
+    """Whole files of every form, and what is in them."""
+    import safetensors.torch
+
+    import folded
+    from model.checkpoint import pack
+    from model.edsr import EDSR
+    from model.krgn import KRGN
+    from model.rcan import RCAN
+    from utility import save_tensors
+
+    networks = {"KRGN": KRGN(scale=2, n_feats=8, n_resgroups=1), "EDSR": EDSR(scale=2, n_feats=8, n_resblocks=1)}
+    networks["RCAN"] = RCAN(scale=2, n_feats=8, n_resgroups=1, n_resblocks=1, reduction=2)
+    found = {}
+    for name, network in networks.items():
+        save_tensors(folder / "x.pt", pack(network, name, epoch=3))
+        found[f"{name} pack"] = (folder / "x.pt").read_bytes()
+        folded.write(folder / "x.pt", folder / "x.safetensors")
+        found[f"{name} folded"] = (folder / "x.safetensors").read_bytes()
+        state = network.state_dict()
+        found[f"{name} bare"] = safetensors.torch.save(state)
+        found[f"{name} legacy"] = written({"params": state, "iter": 7}, legacy=True)
+        (folder / "x.pt").unlink()
+        (folder / "x.safetensors").unlink()
+    return found
+
+
+def written(content: object, *, legacy: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+def damaged(content: bytes, chance: random.Random) -> bytes:
+    """With bits flipped, cut, repeated, or bytes in the place of others."""
+    kind, at = chance.randrange(5), chance.randrange(len(content))
+    if chance.random() < 0.5:
+        at = chance.randrange(min(len(content), 4000))  # where the structure is
+    if kind == 0:
+        return content[:at]
+    if kind == 1:
+        return content[:at] + chance.randbytes(chance.randrange(1, 64)) + content[at:]
+    if kind == 2:
+        return content[:at] + content[at + chance.randrange(1, 64) :]
+    if kind == 3:
+        return content[:at] + chance.randbytes(chance.randrange(1, 16)) + content[at + 16 :]
+    for _ in range(chance.randrange(1, 4)):
+        at = chance.randrange(len(content))
+        content = content[:at] + bytes([content[at] ^ 1 << chance.randrange(8)]) + content[at + 1 :]
+    return content
+
+
+def odd(weight: torch.Tensor, chance: random.Random) -> object:
+    """Something in the place of a weight."""
+    return chance.choice(
+        [
+            lambda: weight.to_sparse(),
+            lambda: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+            lambda: weight.to("meta"),
+            lambda: weight.to(torch.complex64),
+            lambda: torch.zeros(1).expand(10**9, 64, 3, 3),
+            lambda: torch.empty(0, 3),
+            lambda: torch.full_like(weight, chance.choice([float("nan"), float("inf")])),
+            lambda: weight.to(chance.choice([torch.int64, torch.bool, torch.uint8])),
+            lambda: weight.to(chance.choice([torch.float16, torch.float64, torch.bfloat16])),
+            lambda: weight.flatten(),
+            lambda: torch.rand(()),
+            lambda: chance.choice(VALUES),
+            lambda: {"a": weight},
+        ]
+    )()
+
+
+def forged(content: bytes, chance: random.Random, trace: Path) -> bytes:
+    """A torch file whose content is changed in one place or wrapped, or that would run code."""
+    whole = torch.load(io.BytesIO(content), weights_only=True)
+    state = whole["model" if "model" in whole else "params"]
+    name = chance.choice(list(state))
+    kind = chance.randrange(8)
+    if kind == 0:
+        state[name] = odd(state[name], chance)
+    elif kind == 1:
+        whole.setdefault("facts", {})[chance.choice(["dilation", "act", "model", "scale", "x\n"])] = chance.choice(
+            VALUES
+        )
+    elif kind == 2:
+        state[chance.choice(["", "a\nb", "body.999999999.x", "n_averaged", "\x1b[2J", name + "x"])] = state.pop(name)
+    elif kind == 3:
+        whole = {chance.choice(["state_dict", "net", "params_ema", "x", "netD", "optimizer"]): whole, "other": state}
+    elif kind == 4:
+        prefix = chance.choice(["module.", "model.net.", "G.", "generator.", "discriminator.", "a.b.c.d.e."])
+        whole = {prefix + key: value for key, value in state.items()}
+    elif kind == 5:
+        whole = [whole, (whole,), state[name], None, 3, {1: whole}, {"a": {}}, argparse.Namespace(a=whole)][
+            chance.randrange(8)
+        ]
+    else:
+        chance.choice([whole, state])[chance.choice([name, "more", "state_dict"])] = Runs(trace)
+    if kind == 7 and chance.random() < 0.5:
+        return pickle.dumps(whole, protocol=chance.randrange(5))
+    return written(whole, legacy=chance.random() < 0.4)
+
+
+def repacked(content: bytes, chance: random.Random) -> bytes:
+    """A zip file with its members compressed, twice there, missing, too large, or of other contents."""
+    target, kind = io.BytesIO(), chance.randrange(4)
+    compression = zipfile.ZIP_DEFLATED if kind == 0 else zipfile.ZIP_STORED
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(target, "w", compression) as archive:
+        names = source.namelist()
+        chosen = chance.choice(names)
+        for name in names:
+            part = source.read(name)
+            if name == chosen and kind == 0:
+                part = bytes(2**26)
+            if name == chosen and kind == 1:
+                part = damaged(part or b"x", chance)
+            if name != chosen or kind != 2:
+                archive.writestr(name, part)
+    return target.getvalue()
+
+
+def reheaded(content: bytes, chance: random.Random) -> bytes:
+    """A safetensors file whose header is changed in one place."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    entry = header[chance.choice(list(header))]
+    entry[chance.choice(list(entry) or ["x"])] = chance.choice([*VALUES, [10**12, 2], "I64", "{}", "[" * 9999])
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+def special(path: Path, chance: random.Random) -> None:
+    kind = chance.randrange(5)
+    if kind == 0:
+        os.mkfifo(path)
+    elif kind == 1:
+        path.symlink_to(chance.choice(["/dev/zero", "/dev/full", "/dev/tty", "/proc/self/mem", "none"]))
+    elif kind == 2:
+        path.mkdir()
+    elif kind == 3:
+        path.write_bytes(b"")
+    else:
+        with open(path, "wb") as file:
+            file.truncate(2**40)
+
+
+def make(folder: Path, seed: int, count: int) -> None:
+    """Writes the inputs of a seed."""
+    chance, whole = random.Random(seed), bases(folder)
+    torch_files = [content for content in whole.values() if content[8:9] != b"{"]
+    zips = [content for content in torch_files if content[:2] == b"PK"]
+    headed = [content for content in whole.values() if content[8:9] == b"{"]
+    for number in range(count):
+        path = folder / "inputs" / f"{number:06}{chance.choice(['.pt', '.pth', '.safetensors', '.ckpt', ''])}"
+        kind = chance.random()
+        if kind < 0.02:
+            special(path, chance)
+        elif kind < 0.45:
+            path.write_bytes(damaged(chance.choice(list(whole.values())), chance))
+        elif kind < 0.75:
+            path.write_bytes(forged(chance.choice(torch_files), chance, folder / "trace/it_ran"))
+        elif kind < 0.87:
+            path.write_bytes(repacked(chance.choice(zips), chance))
+        else:
+            path.write_bytes(reheaded(chance.choice(headed), chance))
+
+
+def take(path: Path) -> None:
+    """What main, export and the other programs do with a file of weights: a network, its output, its spandrel form."""
+    from errors import UserError
+    from model.checkpoint import adopt, candidates, rebuild, unpack
+    from option import OptionError, parse_args
+    from utility import load_tensors
+
+    content = load_tensors(path)
+    candidates(content, str(path))
+    checkpoint = unpack(content, str(path))
+    try:
+        adopt(parse_args(["--pre_train", "x", "--cpu"]), checkpoint)
+    except OptionError as error:
+        raise UserError(str(error)) from None
+    network = rebuild(checkpoint).eval()
+    with torch.no_grad():
+        network(torch.rand(1, network.hyperparameters["n_colors"], 8, 8))
+
+
+def run(seed: int, count: int) -> dict[str, int]:
+    """Counts over `count` files of weights."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("inputs", "trace"):
+            (folder / part).mkdir()
+        make(folder, seed, count)
+        return batches.tally(Path(__file__).resolve(), folder)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        batches.serve(Path(sys.argv[2]), int(sys.argv[3]), take)
+    else:
+        parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+        parser.add_argument("--seed", type=int, default=0)
+        parser.add_argument("--count", type=int, default=300)
+        flags = parser.parse_args()
+        print(run(flags.seed, flags.count))
