@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -39,11 +40,18 @@ def in_float32(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     half = (torch.float16, torch.bfloat16)
     if isinstance(conv, nn.Identity):  # a mean shift that is folded into its neighbour
         return x
-    if not torch.is_autocast_enabled(x.device.type) and conv.weight.dtype not in half:
+    autocast = autocast_dtype(x)
+    if autocast is None and conv.weight.dtype not in half:
         return conv(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
         bias = None if conv.bias is None else conv.bias.float()
         return conv._conv_forward(x.float(), conv.weight.float(), bias)
+
+
+def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """The dtype of the autocast that runs on `x`'s device, or None; meta tensors have none (torch refuses to ask)."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
 
 
 def mean_colour(n_colors: int) -> list[float]:

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
+from model.common import autocast_dtype
 from model.recalibration import RecConv, kernel_of
 
 log = logging.getLogger("krgn")
@@ -58,7 +59,7 @@ def fits(x: torch.Tensor, *branches: nn.Module) -> bool:
 
 def _dtype_of_maps(x: torch.Tensor) -> torch.dtype:
     """The dtype in which `cffb` runs: the input's, or that of an autocast."""
-    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    return autocast_dtype(x) or x.dtype
 
 
 def _runs_on(x: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -84,7 +85,7 @@ def _is_branch(branch: nn.Module, x: torch.Tensor) -> bool:
         and conv.dilation[0] == conv.dilation[1]
         and conv.padding_mode == "zeros"
         and conv.bias is not None
-        and (conv.weight.dtype == act.weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type))
+        and (conv.weight.dtype == act.weight.dtype == x.dtype or autocast_dtype(x))
         and not (branch._forward_hooks or branch._forward_pre_hooks or conv._forward_hooks or conv._forward_pre_hooks)
         and not (act._forward_hooks or act._forward_pre_hooks)
     )

@@ -22,7 +22,16 @@ import torch
 from torch import nn
 
 from model import fused
-from model.common import MeanShift, activation, conv1x1_of_parts, in_float32, leaky_relu, range_of_shift, upsampler
+from model.common import (
+    MeanShift,
+    activation,
+    autocast_dtype,
+    conv1x1_of_parts,
+    in_float32,
+    leaky_relu,
+    range_of_shift,
+    upsampler,
+)
 from model.recalibration import RecConv, at_once
 
 TAIL = "upsampler."  # names of the layers that depend on the scale
@@ -191,9 +200,7 @@ class KRGN(nn.Module):
     def shallow(self, x: torch.Tensor) -> torch.Tensor:
         """SFE, in the dtype in which the body runs: that of an autocast, or of its weights."""
         shallow = in_float32(self.head_conv, in_float32(self.sub_mean, x))
-        kind = x.device.type
-        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return shallow.to(autocast or self.head_conv.weight.dtype)
+        return shallow.to(autocast_dtype(x) or self.head_conv.weight.dtype)
 
     def features(self, shallow: torch.Tensor) -> Iterator[torch.Tensor]:
         """HFT: the shallow feature, and the output of each PMRB."""
