@@ -478,3 +478,16 @@ def test_without_a_compiler_the_plain_operators_run_with_one_line(tmp_path):
     assert len(run.stderr.splitlines()) == 1
     assert "no C++ compiler" in run.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_buffers_that_do_not_fit_into_memory_are_an_exception_of_python():
+    """One that C++ throws would end the process."""
+    near, far = branches(dtype=torch.float32)
+    parameters = [tensor.detach() for conv, act in (near, far) for tensor in (conv.weight, conv.bias, act.weight)]
+    x = torch.rand(1, 16, 5, 7)
+    for run in (
+        lambda: torch.ops.krgn.cffb(x, parameters, [1, 10**7], None, False),
+        lambda: torch.ops.krgn.cffb_backward(x, x, parameters, [1, 10**7]),
+    ):
+        with pytest.raises(MemoryError, match=r"\(1, 16, 5, 7\): use --tile"):
+            run()

@@ -156,7 +156,7 @@ def _forward(
     stages = len(parameters) // 6
     outputs = [torch.empty_like(x) if keep or stage == stages - 1 else None for stage in range(stages)]
     sizes = _sizes(x, parameters, dilations)
-    _function("forward", x)(_at(x), _each(parameters), ctypes.c_int64(stages), _at(plus), _each(outputs), sizes)
+    _call("cffb_forward", x, _at(x), _each(parameters), ctypes.c_int64(stages), _at(plus), _each(outputs), sizes)
     return [output for output in outputs if output is not None]
 
 
@@ -178,7 +178,7 @@ def _backward(
     x, grad, wide = _laid_out(x, grad, _widened(parameters, x))
     grad_x, grads = torch.empty_like(x), [torch.empty_like(tensor) for tensor in wide]
     sizes = _sizes(x, wide, dilations)
-    _function("backward", x)(_at(x), _each(wide), _at(grad), _at(grad_x), _each(grads), sizes)
+    _call("cffb_backward", x, _at(x), _each(wide), _at(grad), _at(grad_x), _each(grads), sizes)
     return [grad_x, *(grad.to(tensor.dtype) for grad, tensor in zip(grads, parameters, strict=True))]
 
 
@@ -236,7 +236,7 @@ torch.library.register_autograd("krgn::cffb", _differentiate, setup_context=_kee
 def _var_mean(x: torch.Tensor) -> list[torch.Tensor]:
     x = _channels_last(x)
     variance, mean = (x.new_empty((*x.shape[:2], 1, 1), dtype=_arithmetic(x.dtype)) for _ in range(2))
-    getattr(library(), f"var_mean_{DTYPES[x.dtype]}")(_at(x), _at(variance), _at(mean), (ctypes.c_int64 * 4)(*_nhwc(x)))
+    _call("var_mean", x, _at(x), _at(variance), _at(mean), (ctypes.c_int64 * 4)(*_nhwc(x)))
     return [variance, mean]
 
 
@@ -303,8 +303,12 @@ def _nhwc(x: torch.Tensor) -> list[int]:
     return [x.shape[axis] for axis in (0, 2, 3, 1)]
 
 
-def _function(direction: str, x: torch.Tensor):
-    return getattr(library(), f"cffb_{direction}_{DTYPES[x.dtype]}")
+def _call(name: str, x: torch.Tensor, *arguments) -> None:
+    """Calls a function of the library, for maps of `x`'s dtype."""
+    if getattr(library(), f"{name}_{DTYPES[x.dtype]}")(*arguments):
+        raise MemoryError(
+            f"no memory for the buffers of a CFFB of a map {tuple(x.shape)}: use --tile or smaller batches"
+        )
 
 
 # --- building it ---

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <type_traits>
 #include <vector>
@@ -527,22 +528,37 @@ void var_mean(const S* x, T* variance, T* mean, const Sizes& s) {
 // The functions that fused.py calls, for maps of type S and parameters of type T. `parameters` and `grads`: weight
 // (c, m, 3, 3), bias (c) and slope (c) of the first branch, then of the second; in the forward pass of each of `stages`
 // CFFBs. `sizes`: n, h, w, c >= 16, channels a group m, both dilations. `plus` may be null, and all but the last of the
-// `outputs`.
+// `outputs`. They return 0, or 1 if there was no memory for their buffers: no exception may leave C++.
+template <typename Work>
+int without_exceptions(Work work) {
+  try {
+    work();
+    return 0;
+  } catch (const std::exception&) {  // std::bad_alloc, std::length_error
+    return 1;
+  }
+}
+
 #define FUNCTIONS(NAME, S, T)                                                                                         \
-  extern "C" void cffb_forward_##NAME(const S* x, const T* const* parameters, int64_t stages, const S* plus,          \
-                                      S* const* outputs, const int64_t* i) {                                                             \
+  extern "C" int cffb_forward_##NAME(const S* x, const T* const* parameters, int64_t stages, const S* plus,           \
+                                     S* const* outputs, const int64_t* i) {                                           \
     const Sizes s{i[0], i[1], i[2], i[3], {i[5], i[6]}};                                                              \
-    i[4] == 1 ? forward<S, T, 1>(x, parameters, stages, plus, outputs, s)                                             \
-              : forward<S, T, 2>(x, parameters, stages, plus, outputs, s);                                            \
+    return without_exceptions([&] {                                                                                   \
+      i[4] == 1 ? forward<S, T, 1>(x, parameters, stages, plus, outputs, s)                                           \
+                : forward<S, T, 2>(x, parameters, stages, plus, outputs, s);                                          \
+    });                                                                                                               \
   }                                                                                                                   \
-  extern "C" void cffb_backward_##NAME(const S* x, const T* const* parameters, const S* grad_y, S* grad_x,            \
-                                       T* const* grads, const int64_t* i) {                                           \
+  extern "C" int cffb_backward_##NAME(const S* x, const T* const* parameters, const S* grad_y, S* grad_x,             \
+                                      T* const* grads, const int64_t* i) {                                            \
     const Sizes s{i[0], i[1], i[2], i[3], {i[5], i[6]}};                                                              \
-    i[4] == 1 ? backward<S, T, 1>(x, parameters, grad_y, grad_x, grads, s)                                            \
-              : backward<S, T, 2>(x, parameters, grad_y, grad_x, grads, s);                                           \
+    return without_exceptions([&] {                                                                                   \
+      i[4] == 1 ? backward<S, T, 1>(x, parameters, grad_y, grad_x, grads, s)                                          \
+                : backward<S, T, 2>(x, parameters, grad_y, grad_x, grads, s);                                         \
+    });                                                                                                               \
   }                                                                                                                   \
-  extern "C" void var_mean_##NAME(const S* x, T* variance, T* mean, const int64_t* i) {                               \
-    var_mean<S, T>(x, variance, mean, {i[0], i[1], i[2], i[3], {1, 1}});                                              \
+  extern "C" int var_mean_##NAME(const S* x, T* variance, T* mean, const int64_t* i) {                                \
+    const Sizes s{i[0], i[1], i[2], i[3], {1, 1}};                                                                    \
+    return without_exceptions([&] { var_mean<S, T>(x, variance, mean, s); });                                         \
   }
 
 FUNCTIONS(bfloat16, bfloat16, float)
