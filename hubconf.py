@@ -20,17 +20,20 @@ def krgn(scale: int = 4, pretrained: bool = False, weights: str = "", **options)
     Args:
         scale: upscaling factor, 2, 3 or 4.
         pretrained: with the released weights of this scale, which lie in experiment/; nothing is downloaded.
-        weights: a .pt file that export.py wrote, or any plain state dict with the published names; "": random weights.
+        weights: a .pt file of a training or of export.py, or any with a state dict of the published names in it, which
+            is folded if it is in training form; "": random weights.
         options: further hyper-parameters of `model.krgn.KRGN`, for instance n_feats, n_resgroups, groups, dilation.
 
     Raises:
         RuntimeError: if the weights are of another network.
+        UserError: if the file has no weights that can be used.
         ValueError: for `pretrained` together with `weights` or `options`, or at a scale that is not released.
         FileNotFoundError: if the released weights were left out of this copy of the project.
     """
     root = Path(__file__).resolve().parent
     sys.path.insert(0, str(root / "src"))
     try:
+        from model import statedict
         from model.krgn import KRGN
         from model.recalibration import fold
     finally:
@@ -44,7 +47,9 @@ def krgn(scale: int = 4, pretrained: bool = False, weights: str = "", **options)
         network = KRGN(scale=scale)
         network.load_state_dict(torch.load(released, map_location="cpu", weights_only=True)["model"], strict=True)
         return fold(network).eval()
-    network = KRGN(scale=scale, recalibrated=False, **options)
-    if weights:
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=True)
-    return network.eval()
+    if not weights:
+        return KRGN(scale=scale, recalibrated=False, **options).eval()
+    state = statedict.find(torch.load(weights, map_location="cpu", weights_only=True), weights)
+    network = KRGN(scale=scale, recalibrated=any(name.endswith(".transform") for name in state), **options)
+    network.load_state_dict(state, strict=True)
+    return fold(network).eval()

@@ -131,11 +131,11 @@ def checked_values(stored: dict) -> dict:
         values[name] = stored.get(name, action.default)
         if values[name] != action.default and not _reads_as(action, values[name]):
             raise OptionError(
-                f"the state has {name} {values[name]!r:.100}, which --{name} does not take: restore the file"
+                f"the state has {name} {printable(repr(values[name]))[:100]}, which --{name} does not take: restore the file"
             )
         if type(values[name]) is not type(action.default) and not isinstance(values[name], int | float):
             raise OptionError(
-                f"the state has {name} {values[name]!r:.100}, expected it as --{name} gives it: restore the file"
+                f"the state has {name} {printable(repr(values[name]))[:100]}, expected it as --{name} gives it: restore the file"
             )
     return values
 

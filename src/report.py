@@ -571,7 +571,7 @@ def refuse_foreign(out: Path) -> None:
 def _listed(out: Path) -> set[str]:
     """The pictures that this program wrote into `out`, as its marker lists them, and nothing outside out/images."""
     marker = out / _MARKER
-    lines = marker.read_text(encoding="utf-8").splitlines() if marker.is_file() else []
+    lines = marker.read_text(encoding="utf-8", errors="replace").splitlines() if marker.is_file() else []
     return {line for line in lines if line.startswith("images/") and ".." not in Path(line).parts}
 
 

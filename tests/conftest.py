@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import skimage
 import torch
+from forked import Program
 
 from data.image import read_image, write_png
 
@@ -62,10 +63,17 @@ def small_run(small_set: Path, *flags: str) -> list[str]:
     ]
 
 
-def program(name: str, *arguments: str, **options) -> subprocess.CompletedProcess:
-    """Runs a program of src/ as a user does, from src/; the output of both kinds is text."""
+def program(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs a program of src/ as a user does, from src/, with torch loaded already; the output of both kinds is text."""
+    running = Program(name, *arguments)
+    out, err = running.communicate()
+    return subprocess.CompletedProcess(running.args, running.returncode, out, err)
+
+
+def command(name: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+    """As `program`, by a new interpreter, which takes seconds longer."""
     return subprocess.run(
-        [sys.executable, name, *map(str, arguments)], cwd=SRC, capture_output=True, text=True, timeout=300, **options
+        [sys.executable, name, *map(str, arguments)], cwd=SRC, capture_output=True, text=True, timeout=150, **options
     )
 
 
@@ -76,6 +84,13 @@ def assert_one_line(run: subprocess.CompletedProcess, *words: str) -> None:
     assert len(lines) == 1, run.stderr
     for word in words:
         assert word in lines[0], (word, lines[0])
+
+
+@pytest.fixture(autouse=True)
+def _curves_drawn_where_asked(request, monkeypatch):
+    """Drawing a run's curves takes longer than its training here: only tests marked `curves` do so."""
+    if not request.node.get_closest_marker("curves"):
+        monkeypatch.setattr("figures.curves", lambda history: {})
 
 
 @pytest.fixture(autouse=True)

@@ -3,13 +3,13 @@
 import errno
 import itertools
 import logging
-import multiprocessing
 import os
 import pickle
 import struct
 import zlib
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -200,7 +200,7 @@ def _convert_all(small_set: Path) -> None:
 
 def test_several_processes_may_convert_at_once(small_set):
     original, root = image_set(small_set)
-    processes = [multiprocessing.get_context("spawn").Process(target=_convert_all, args=(small_set,)) for _ in range(2)]
+    processes = [forked.process(_convert_all, small_set) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -33,7 +33,7 @@ def built(tmp_path_factory):
         patch.delenv("KRGN_FUSED", raising=False)
         for function in (fused._tried, fused.library):
             function.cache_clear()
-        builders = [threading.Thread(target=fused.library.__wrapped__) for _ in range(2)]
+        builders = [threading.Thread(target=fused.library.__wrapped__, args=(torch.float32,)) for _ in range(2)]
         for builder in builders:
             builder.start()
         for builder in builders:
@@ -442,7 +442,7 @@ def test_recalibrated_kernels():
 def unavailable(monkeypatch, tmp_path) -> str:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     with pytest.raises(fused.Unavailable) as caught:
-        fused.library.__wrapped__()
+        fused.library.__wrapped__(torch.float32)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -21,7 +21,7 @@ on_device = pytest.mark.filterwarnings("default") if INTERPRETED else pytest.mar
 
 SIZES = [
     (16, 1, 3, (5, 7), 1),
-    (16, 2, 2, (3, 23), 2),
+    (16, 2, 2, (3, 19), 1),
     (24, 2, 4, (4, 5), 1),
     (80, 1, 3, (3, 3), 1),
     (17, 1, 1, (1, 2), 3),
@@ -100,7 +100,7 @@ def test_equals_the_plain_operators(channels, per_group, dilation, size, n, dtyp
 
 @on_device
 def test_a_chain_and_dilations_the_other_way_round():
-    x, plus, grad, parameters, _ = example(16, 1, 3, (4, 7), 2, torch.float32)
+    x, plus, grad, parameters, _ = example(16, 1, 3, (4, 5), 1, torch.float32)
     dilations, expected = [3, 1], x
     for last in (False, True):
         expected = operators(expected, plus if last else torch.zeros_like(x), grad, parameters, dilations)[0]
@@ -111,7 +111,7 @@ def test_a_chain_and_dilations_the_other_way_round():
 @on_device
 def test_half_precision_sums_in_float32():
     """The only error is the rounding of what comes out, by half a unit of 1/128, or a whole one in the interpreter."""
-    x, plus, grad, parameters, plain = example(16, 1, 3, (6, 9), 2, torch.float32)
+    x, plus, grad, parameters, plain = example(16, 1, 3, (5, 6), 1, torch.float32)
     x, plus, grad = (tensor.bfloat16() for tensor in (x, plus, grad))
     got = operators(x, plus, grad, parameters, [1, 3])
     expected = plain(x.float(), plus.float(), parameters)
@@ -122,8 +122,8 @@ def test_half_precision_sums_in_float32():
 
 @on_device
 def test_not_a_number_passes_through_and_stays_in_its_image():
-    x, plus, grad, parameters, plain = example(16, 1, 3, (6, 9), 2, torch.float32)
-    x[0, 3, 5, 8] = torch.nan
+    x, plus, grad, parameters, plain = example(16, 1, 3, (4, 6), 2, torch.float32)
+    x[0, 3, 3, 5] = torch.nan
     got = operators(x, plus, grad, parameters, [1, 3])[0]
     assert torch.equal(got.isnan(), plain(x, plus, parameters).isnan())
     assert not got[1].isnan().any()

@@ -3,12 +3,12 @@
 import logging
 import os
 import resource
-import sys
 import warnings
 import zlib
 
 import pytest
-from conftest import ROOT, assert_one_line, program
+from conftest import assert_one_line, program
+from fuzz import images as fuzz
 from PIL import Image, TiffImagePlugin
 from test_pictures import launch
 
@@ -16,9 +16,6 @@ import evaluate
 from data import image as files
 from data.image import read_image, read_own, read_size, write_png
 from errors import UserError
-
-sys.path.insert(0, str(ROOT / "tests/fuzz"))
-import images as fuzz
 
 
 def png(width: int, height: int, *between: tuple[bytes, bytes], data: bytes = b"") -> bytes:

@@ -176,7 +176,9 @@ def test_the_gradient_penalty_of_a_linear_discriminator():
 def test_adversarial_training_goes_on_exactly(small_set):
     """The discriminator, its optimizer and the random points of the penalty are in the state too."""
     experiments = small_set.parent / "experiment"
-    flags = small_run(small_set, "--loss", "1*L1+0.1*WGAN-GP", "--patch_size", "32", "--test_every", "2")
+    flags = small_run(
+        small_set, "--loss", "1*L1+0.1*WGAN-GP", "--patch_size", "32", "--test_every", "2", "--batch_size", "2"
+    )
     launch(*flags, "--save", "at_once", "--epochs", "2")
     launch(*flags, "--save", "in_parts", "--epochs", "1")
     launch("--cpu", "--load", "in_parts", "--epochs", "2", "--dir_experiment", experiments)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, assert_one_line, program
+from conftest import ROOT, assert_one_line, command
 
 from loss import TERMS
 from loss.adversarial import KINDS
@@ -146,7 +146,7 @@ def test_every_mistake_gets_one_line(line, capsys):
 
 
 def test_a_mistake_on_the_real_command_line():
-    run = program("main.py", "--scale", "0")
+    run = command("main.py", "--scale", "0")
     assert_one_line(run, "--scale", "'0'")
     assert run.returncode == 2
 

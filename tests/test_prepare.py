@@ -7,8 +7,6 @@ import lzma
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -18,7 +16,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
-from conftest import SRC, assert_one_line, program
+from conftest import assert_one_line, program
+from forked import Program
 from PIL import Image
 
 import prepare
@@ -390,12 +389,11 @@ def test_a_stopped_run_goes_on(tmp_path, photo, signum):
     """Stopped while it makes LR images, then started again: the tree is that of a run that was left alone."""
     hr = {f"{k:02}.png": encoded(photo[k : k + 200, k : k + 300]) for k in range(30)}
     source, dataset = make_zip(tmp_path / "Set5.zip", hr), tmp_path / "dataset"
-    command = [sys.executable, "prepare.py", "--dir_data", str(dataset), "--n_threads", "1", str(source)]
-    process = subprocess.Popen(command, cwd=SRC, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Program("prepare.py", "--dir_data", dataset, "--n_threads", 1, source)
     made = dataset / "benchmark/Set5/LR_bicubic/X2"
     deadline = time.monotonic() + 60
     while len(list(made.glob("[0-9]*.png"))) < 3:
-        assert process.poll() is None
+        assert process.returncode is None
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signum)
@@ -651,6 +649,13 @@ def test_names_with_control_characters_are_escaped(tmp_path, crops, capsys):
         run_prepare(tmp_path / "dataset", make_tar(tmp_path / "Set5.tar", {"../\x1b\n": b""}))
     with pytest.raises(UserError, match="--name NAME"):
         run_prepare(tmp_path / "dataset", make_tar(tmp_path / "HR.tar", {"S\x1bt/a.png": encoded(crops[0])}))
+
+
+def test_a_member_without_a_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "Set5.zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo(""), b"content")
+    with pytest.raises(UserError, match="its member without a name cannot be a file"):
+        run_prepare(tmp_path / "dataset", tmp_path / "Set5.zip")
 
 
 def test_lr_images_of_another_degradation_are_not_replaced(tmp_path, crops):

@@ -124,6 +124,7 @@ def test_mistakes_of_kl(trained, tmp_path, flags):
 # --- figures and demo ---
 
 
+@pytest.mark.curves
 def test_figures_are_pictures(tmp_path):
     history = [{"epoch": e, "loss": 9 / e, "Set5 PSNR": 30 + e, "Set14 PSNR": math.inf} for e in (1, 2, 3)]
     pixels = np.zeros((8, 9, 3), np.uint8)

@@ -155,6 +155,7 @@ def test_a_failing_validation_costs_no_training(small_set, monkeypatch):
     assert len(history(folder)) == 1
 
 
+@pytest.mark.curves
 def test_curves_of_sets_that_came_and_went():
     rows = [
         {"epoch": 1, "loss": 2.0, "A PSNR": 30.0},

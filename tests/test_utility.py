@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, assert_one_line, program
+from conftest import ROOT, assert_one_line, command
 
 from errors import UserError, printable
 from utility import available_memory, log_to, open_regular, read_json, read_regular, start_log
@@ -148,13 +148,11 @@ def test_a_closed_terminal_and_a_full_disk_do_not_end_a_run(tmp_path):
 
 
 def test_a_terminal_that_is_not_utf8_gets_escapes(tmp_path):
-    for encoding in ("ascii", "cp1252"):
-        run = program(
-            "main.py", "--load", "写真", "--dir_experiment", tmp_path, env=os.environ | {"PYTHONIOENCODING": encoding}
-        )
-        assert_one_line(run, r"\u5199\u771f")
-        run = program("main.py", "--lr", "写真", env=os.environ | {"PYTHONIOENCODING": encoding})
-        assert_one_line(run, r"\u5199\u771f")
+    encodings = [os.environ | {"PYTHONIOENCODING": encoding} for encoding in ("ascii", "cp1252")]
+    for environment in encodings:
+        assert_one_line(command("main.py", "--lr", "写真", env=environment), r"\u5199\u771f")
+    run = command("main.py", "--load", "写真", "--dir_experiment", tmp_path, env=encodings[0])
+    assert_one_line(run, r"\u5199\u771f")
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "qtagg", "nonsense"])

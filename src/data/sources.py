@@ -290,6 +290,8 @@ def _label(path: Path, inside: PurePosixPath) -> str:
 
 def _inside(path: Path, name: str) -> PurePosixPath:
     """A member's path, which is below the archive's folder; some zip files have backslashes."""
+    if not name:  # zipfile cannot take it
+        raise UserError(_refusal(path, "without a name", "cannot be a file"))
     inside = PurePosixPath(name.replace("\\", "/"))
     if inside.is_absolute() or ".." in inside.parts or re.match(r"[A-Za-z]:", name):
         raise UserError(_refusal(path, name, "points outside the archive's folder"))

@@ -35,7 +35,13 @@ log = logging.getLogger("krgn")
 
 SOURCE = Path(__file__).parent / "csrc/cffb.cpp"
 COMPILE = "-O3 -march=native -std=c++17 -ffp-contract=fast -fopenmp -fPIC -shared -Wno-psabi".split()
-DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+# The C++ types of the maps and of the arithmetic on them. Each has a library of its own, which takes a few seconds to
+# build: few people need more than one.
+DTYPES = {
+    torch.float32: ("float", "float"),
+    torch.float64: ("double", "double"),
+    torch.bfloat16: ("bfloat16", "float"),
+}
 GPU_DTYPES = (*DTYPES, torch.float16)
 LEAST_CHANNELS = 16  # those of the widest vector register
 
@@ -67,7 +73,7 @@ def _runs_on(x: torch.Tensor, dtype: torch.dtype) -> bool:
         return False
     if x.is_cuda:
         return dtype in GPU_DTYPES and available_on_gpu()
-    return x.device.type == "cpu" and dtype in DTYPES and available()
+    return x.device.type == "cpu" and dtype in DTYPES and available(dtype)
 
 
 def _is_branch(branch: nn.Module, x: torch.Tensor) -> bool:
@@ -305,7 +311,7 @@ def _nhwc(x: torch.Tensor) -> list[int]:
 
 def _call(name: str, x: torch.Tensor, *arguments) -> None:
     """Calls a function of the library, for maps of `x`'s dtype."""
-    if getattr(library(), f"{name}_{DTYPES[x.dtype]}")(*arguments):
+    if getattr(library(x.dtype), name)(*arguments):
         raise MemoryError(
             f"no memory for the buffers of a CFFB of a map {tuple(x.shape)}: use --tile or smaller batches"
         )
@@ -325,15 +331,15 @@ def _constant(function):
 
 
 @_constant
-def available() -> bool:
-    """Whether the kernel can be used, after building it if need be; the log says so once."""
-    return _tried()
+def available(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the kernel can be used for maps of a dtype, after building it if need be; the log says so once."""
+    return _tried(dtype)
 
 
 @cache
-def _tried() -> bool:
+def _tried(dtype: torch.dtype) -> bool:
     try:
-        library()
+        library(dtype)
     except Unavailable as error:
         log.info("the CPU runs torch's separate operators, which is slower: %s", error)
         return False
@@ -383,8 +389,8 @@ def _difference(device: str) -> float:
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """The kernel, loaded; it is built if it is not there for this source, torch and processor.
+def library(dtype: torch.dtype) -> ctypes.CDLL:
+    """The kernel for maps of a dtype, loaded; it is built if it is not there for this source, torch and processor.
 
     Raises:
         Unavailable: if it is switched off or cannot be built or loaded.
@@ -395,10 +401,12 @@ def library() -> ctypes.CDLL:
     compiler = next((path for name in names if name and (path := shutil.which(name))), None)
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or os.path.expanduser("~/.cache/torch_extensions")
     # Code for this processor may be none for the next machine that shares the folder.
-    identity = [SOURCE.read_text(), *COMPILE, str(compiler), torch.__version__, _processor()]
-    path = Path(root, "krgn", f"cffb-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so")
+    stored, computed = DTYPES[dtype]
+    options = [*COMPILE, f"-DSTORED={stored}", f"-DCOMPUTED={computed}"]
+    identity = [SOURCE.read_text(), *options, str(compiler), torch.__version__, _processor()]
+    path = Path(root, "krgn", f"cffb-{stored}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so")
     if not path.exists():
-        _build(compiler, path)
+        _build(compiler, options, path)
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
@@ -407,7 +415,7 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def _build(compiler: str | None, path: Path) -> None:
+def _build(compiler: str | None, options: list[str], path: Path) -> None:
     """Compiles the source to `path`. Several processes may do so at once: each file is renamed when it is whole."""
     if compiler is None:
         raise Unavailable("there is no C++ compiler (install g++, or name one in CXX)")
@@ -415,7 +423,7 @@ def _build(compiler: str | None, path: Path) -> None:
     begun = time.perf_counter()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        run = subprocess.run([compiler, *COMPILE, str(SOURCE), "-o", str(temporary)], capture_output=True, text=True)
+        run = subprocess.run([compiler, *options, str(SOURCE), "-o", str(temporary)], capture_output=True, text=True)
         if run.returncode:
             said = [line for line in run.stderr.splitlines() if "error" in line] or [f"status {run.returncode}"]
             raise Unavailable(f"{compiler} failed ({said[0][:200]})")

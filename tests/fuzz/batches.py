@@ -10,16 +10,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
-KEYS = ("inputs", "refused", "accepted", "tracebacks", "hangs", "code_run", "outside", "crashed")
+RUN = TESTS / "fuzz/run.py"
+WRONG = ("tracebacks", "hangs", "code_run", "outside", "crashed")
+KEYS = ("inputs", "refused", "accepted", *WRONG)
 MEMORY = 12 * 2**30  # bytes of addresses a process may take; torch's own are some of them
 PATIENCE = 60  # seconds for one input, the start of a process included
 
 
-def tally(script: Path, folder: Path) -> dict[str, int]:
-    """Counts over the inputs, the entries of `folder`/inputs, that `serve` takes in the processes of `script`.
+def said(counts: dict[str, int]) -> str:
+    """Counts in one line."""
+    return ", ".join(f"{key.replace('_', ' ')} {number}" for key, number in counts.items())
+
+
+def tally(kind: str, folder: Path) -> dict[str, int]:
+    """Counts over the inputs, the entries of `folder`/inputs, each given to the function `take` of a kind's module.
 
     Args:
-        folder: beside inputs/ it has what the inputs need; anything that appears in it is counted as "outside".
+        folder: beside inputs/ it has what they need, trace/ for what they would run and work/ to write in. Anything
+            that appears anywhere else in it is counted as "outside".
     """
     inputs = sorted((folder / "inputs").iterdir())
     scratch = folder / "scratch"
@@ -29,7 +37,7 @@ def tally(script: Path, folder: Path) -> dict[str, int]:
     done = 0
     while done < len(inputs):
         told.write_text("")
-        ended = _watch(script, folder, done, told)
+        ended = _watch(kind, folder, done, told)
         lines = told.read_text().splitlines()
         for line in lines:
             counts[line.split(" ", 1)[0]] += 1
@@ -44,13 +52,13 @@ def tally(script: Path, folder: Path) -> dict[str, int]:
     return counts
 
 
-def _watch(script: Path, folder: Path, done: int, told: Path) -> str:
+def _watch(kind: str, folder: Path, done: int, told: Path) -> str:
     """One process, until it ends or does not get on; returns what to count for the input that ended it."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent / "src", TESTS)))}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     with open(folder / "errors", "w") as errors:
         process = subprocess.Popen(
-            [sys.executable, str(script), "--serve", str(folder), str(done)],
+            [sys.executable, str(RUN), "--serve", kind, str(folder), str(done)],
             cwd=folder / "scratch",
             env=environment,
             stdout=errors,
@@ -69,7 +77,8 @@ def _watch(script: Path, folder: Path, done: int, told: Path) -> str:
 
 
 def serve(folder: Path, first: int, take: Callable[[Path], None]) -> None:
-    """In the process: `take` for each input from `first` on; a UserError of one line is a refusal."""
+    """In the process: `take` for each input from `first` on. A UserError of one line is a refusal, and so is what the
+    parsers of flags do: status 2 and a usage line."""
     from errors import UserError, printable
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -80,7 +89,13 @@ def serve(folder: Path, first: int, take: Callable[[Path], None]) -> None:
             take(path)
             said = "accepted"
         except UserError as error:
-            said = "refused" if str(error) == printable(error) else f"tracebacks of several lines {path.name}"
+            said = (
+                "refused"
+                if str(error) == printable(error)
+                else f"tracebacks {path.name} not printable: {str(error)[:300]!r}"
+            )
+        except SystemExit as error:
+            said = "refused" if error.code == 2 else f"tracebacks {path.name} status {error.code!r:.200}"
         except BaseException as error:
             said = f"tracebacks {path.name} {type(error).__name__}: {printable(error)[:200]}"
         if trace.exists():

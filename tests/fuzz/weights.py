@@ -1,7 +1,4 @@
-"""Damages and forges files of weights, and has every reader of them read each.
-
-python tests/fuzz/weights.py [--seed 0] [--count 300]
-"""
+"""Damaged and forged files of weights."""
 
 import argparse
 import io
@@ -9,32 +6,11 @@ import json
 import os
 import pickle
 import random
-import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2] / "src")]
-
-import batches
 import torch
-
-VALUES = [
-    0,
-    -1,
-    10**9,
-    10**30,
-    2.5,
-    float("nan"),
-    float("inf"),
-    "x" * 5000,
-    "\x1b[31m\n\u202e",
-    None,
-    True,
-    [],
-    {},
-    [[]],
-]
+from fuzz.changes import VALUES, damaged
 
 
 class Runs:
@@ -76,25 +52,6 @@ def written(content: object, *, legacy: bool = False) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
     return buffer.getvalue()
-
-
-def damaged(content: bytes, chance: random.Random) -> bytes:
-    """With bits flipped, cut, repeated, or bytes in the place of others."""
-    kind, at = chance.randrange(5), chance.randrange(len(content))
-    if chance.random() < 0.5:
-        at = chance.randrange(min(len(content), 4000))  # where the structure is
-    if kind == 0:
-        return content[:at]
-    if kind == 1:
-        return content[:at] + chance.randbytes(chance.randrange(1, 64)) + content[at:]
-    if kind == 2:
-        return content[:at] + content[at + chance.randrange(1, 64) :]
-    if kind == 3:
-        return content[:at] + chance.randbytes(chance.randrange(1, 16)) + content[at + 16 :]
-    for _ in range(chance.randrange(1, 4)):
-        at = chance.randrange(len(content))
-        content = content[:at] + bytes([content[at] ^ 1 << chance.randrange(8)]) + content[at + 1 :]
-    return content
 
 
 def odd(weight: torch.Tensor, chance: random.Random) -> object:
@@ -213,15 +170,13 @@ def make(folder: Path, seed: int, count: int) -> None:
 
 
 def take(path: Path) -> None:
-    """What main, export and the other programs do with a file of weights: a network, its output, its spandrel form."""
+    """What main, export and the other programs do with a file of weights: a network and its output."""
     from errors import UserError
-    from model.checkpoint import adopt, candidates, rebuild, unpack
+    from model.checkpoint import adopt, rebuild, unpack
     from option import OptionError, parse_args
     from utility import load_tensors
 
-    content = load_tensors(path)
-    candidates(content, str(path))
-    checkpoint = unpack(content, str(path))
+    checkpoint = unpack(load_tensors(path), str(path))
     try:
         adopt(parse_args(["--pre_train", "x", "--cpu"]), checkpoint)
     except OptionError as error:
@@ -229,24 +184,3 @@ def take(path: Path) -> None:
     network = rebuild(checkpoint).eval()
     with torch.no_grad():
         network(torch.rand(1, network.hyperparameters["n_colors"], 8, 8))
-
-
-def run(seed: int, count: int) -> dict[str, int]:
-    """Counts over `count` files of weights."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for part in ("inputs", "trace"):
-            (folder / part).mkdir()
-        make(folder, seed, count)
-        return batches.tally(Path(__file__).resolve(), folder)
-
-
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--serve"]:
-        batches.serve(Path(sys.argv[2]), int(sys.argv[3]), take)
-    else:
-        parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-        parser.add_argument("--seed", type=int, default=0)
-        parser.add_argument("--count", type=int, default=300)
-        flags = parser.parse_args()
-        print(run(flags.seed, flags.count))

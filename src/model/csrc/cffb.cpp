@@ -296,9 +296,8 @@ void forward(const S* x, const T* const* parameters, int64_t stages, const S* pl
 
   const int64_t threads = omp_get_max_threads(), wanted = (2 * threads + s.n * lines - 1) / (s.n * lines);
   const int64_t bands = threads == 1 ? 1 : std::max<int64_t>(1, std::min(wanted, s.h / (4 * stages * reach)));
-  Zeros<T> zeros(kept_row);
   const int64_t for_chunk = stages * ring * kept_row, for_thread = a_line * for_chunk + kept_row;
-  Zeros<T> buffers(threads * for_thread);
+  Zeros<T> buffers(threads * for_thread), zeros(kept_row);  // the largest first, which may be too large
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (int64_t task = 0; task < s.n * lines * bands; ++task) {
     const int64_t band = task % bands, first_chunk = task / bands % lines * a_line;
@@ -385,8 +384,7 @@ void backward(const S* x, const T* const* parameters, const S* grad_y, S* grad_x
   // gradient needs: they never leave the cache. Row r lies in place r % ring, with zeros on both sides.
   const int64_t padded = (s.w + (P + 1) * reach) * lanes, for_thread = (3 * ring + 1) * padded;
   const int64_t threads = omp_get_max_threads();
-  Zeros<T> zeros(padded);
-  Zeros<T> buffers(threads * for_thread);
+  Zeros<T> buffers(threads * for_thread), zeros(padded);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (int64_t task = 0; task < s.n * bands * lines; ++task) {
     const int64_t band = task / lines, image = band / bands * s.h * s.row();
@@ -525,42 +523,40 @@ void var_mean(const S* x, T* variance, T* mean, const Sizes& s) {
 
 }  // namespace
 
-// The functions that fused.py calls, for maps of type S and parameters of type T. `parameters` and `grads`: weight
-// (c, m, 3, 3), bias (c) and slope (c) of the first branch, then of the second; in the forward pass of each of `stages`
-// CFFBs. `sizes`: n, h, w, c >= 16, channels a group m, both dilations. `plus` may be null, and all but the last of the
-// `outputs`. They return 0, or 1 if there was no memory for their buffers: no exception may leave C++.
+// No exception may leave C++. Returns 0, or 1 if there was no memory for buffers (std::bad_alloc, std::length_error).
 template <typename Work>
-int without_exceptions(Work work) {
+int status_of(Work work) {
   try {
     work();
     return 0;
-  } catch (const std::exception&) {  // std::bad_alloc, std::length_error
+  } catch (const std::exception&) {
     return 1;
   }
 }
 
-#define FUNCTIONS(NAME, S, T)                                                                                         \
-  extern "C" int cffb_forward_##NAME(const S* x, const T* const* parameters, int64_t stages, const S* plus,           \
-                                     S* const* outputs, const int64_t* i) {                                           \
-    const Sizes s{i[0], i[1], i[2], i[3], {i[5], i[6]}};                                                              \
-    return without_exceptions([&] {                                                                                   \
-      i[4] == 1 ? forward<S, T, 1>(x, parameters, stages, plus, outputs, s)                                           \
-                : forward<S, T, 2>(x, parameters, stages, plus, outputs, s);                                          \
-    });                                                                                                               \
-  }                                                                                                                   \
-  extern "C" int cffb_backward_##NAME(const S* x, const T* const* parameters, const S* grad_y, S* grad_x,             \
-                                      T* const* grads, const int64_t* i) {                                            \
-    const Sizes s{i[0], i[1], i[2], i[3], {i[5], i[6]}};                                                              \
-    return without_exceptions([&] {                                                                                   \
-      i[4] == 1 ? backward<S, T, 1>(x, parameters, grad_y, grad_x, grads, s)                                          \
-                : backward<S, T, 2>(x, parameters, grad_y, grad_x, grads, s);                                         \
-    });                                                                                                               \
-  }                                                                                                                   \
-  extern "C" int var_mean_##NAME(const S* x, T* variance, T* mean, const int64_t* i) {                                \
-    const Sizes s{i[0], i[1], i[2], i[3], {1, 1}};                                                                    \
-    return without_exceptions([&] { var_mean<S, T>(x, variance, mean, s); });                                         \
-  }
+// The functions that fused.py calls, for maps of type STORED and parameters of type COMPUTED, which its command line of
+// the compiler defines. `parameters` and `grads`: weight (c, m, 3, 3), bias (c) and slope (c) of the first branch, then
+// of the second; in the forward pass of each of `stages` CFFBs. `i`: n, h, w, c >= 16, channels a group m, both
+// dilations. `plus` may be null, and all but the last of the `outputs`.
+extern "C" int cffb_forward(const STORED* x, const COMPUTED* const* parameters, int64_t stages, const STORED* plus,
+                            STORED* const* outputs, const int64_t* i) {
+  const Sizes s{i[0], i[1], i[2], i[3], {i[5], i[6]}};
+  return status_of([&] {
+    i[4] == 1 ? forward<STORED, COMPUTED, 1>(x, parameters, stages, plus, outputs, s)
+              : forward<STORED, COMPUTED, 2>(x, parameters, stages, plus, outputs, s);
+  });
+}
 
-FUNCTIONS(bfloat16, bfloat16, float)
-FUNCTIONS(float32, float, float)
-FUNCTIONS(float64, double, double)
+extern "C" int cffb_backward(const STORED* x, const COMPUTED* const* parameters, const STORED* grad_y, STORED* grad_x,
+                             COMPUTED* const* grads, const int64_t* i) {
+  const Sizes s{i[0], i[1], i[2], i[3], {i[5], i[6]}};
+  return status_of([&] {
+    i[4] == 1 ? backward<STORED, COMPUTED, 1>(x, parameters, grad_y, grad_x, grads, s)
+              : backward<STORED, COMPUTED, 2>(x, parameters, grad_y, grad_x, grads, s);
+  });
+}
+
+extern "C" int var_mean(const STORED* x, COMPUTED* variance, COMPUTED* mean, const int64_t* i) {
+  const Sizes s{i[0], i[1], i[2], i[3], {1, 1}};
+  return status_of([&] { var_mean<STORED, COMPUTED>(x, variance, mean, s); });
+}
