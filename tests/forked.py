@@ -94,6 +94,7 @@ class Program:
 
 
 def _run(argv: list[str], out, err, environment: dict[str, str]) -> None:
+    multiprocessing.set_start_method(None, force=True)  # the platform's own, as in a process that was not forked
     os.setsid()
     for end, number in ((out, 1), (err, 2)):
         os.dup2(end.fileno(), number)
