@@ -24,7 +24,6 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TextIO
 
 import torch
 
@@ -51,7 +50,7 @@ class Experiment:
 
     def __init__(self, parent: Path, name: str):
         self.folder, self.name = parent / name, name
-        self._locked: TextIO | None = None
+        self._locked = False
 
     @property
     def state_path(self) -> Path:
@@ -131,14 +130,15 @@ class Experiment:
             import fcntl
         except ImportError:  # Windows
             return
-        file = open(self.folder / _LOCK, "a+")  # noqa: SIM115 (open as long as the run)
+        # Open as long as the process. No file object: the interpreter would complain of one at its end.
+        file = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             # A lock of the process: loaders, which are its copies, do not hold it, and survive it by some seconds.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.seek(0)
-                who = printable(file.read(200).strip()) or "another process"
+                who = printable(os.read(file, 200).decode(errors="replace").strip()) or "another process"
+                os.close(file)
                 raise UserError(
                     f"{self.folder}: {who} is training in it: wait until that has ended, stop it, or choose "
                     "another --save"
@@ -146,10 +146,9 @@ class Experiment:
             log.warning(
                 "%s: no locks there (%s): see to it that no other process trains in it", self.folder, error.strerror
             )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
-        self._locked = file
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
+        self._locked = True
 
     def _delete(self) -> None:
         """Deletes what this program writes, by name; anything else in the folder stays, and so does the folder then."""

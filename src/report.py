@@ -26,6 +26,7 @@ import torch
 
 import figures  # before matplotlib, whose backend it chooses
 from data import resize, usable_cores
+from data.demo import shortened
 from data.image import for_each, read_image, write_png
 from errors import UserError, printable, run
 from metrics import LUMA_NETWORK, protocol, psnr_ssim, rgb_to_y
@@ -361,7 +362,7 @@ def _write_pictures(compared: Compared, set_name: str, image: str, scale: int, o
     written = set()
 
     def write(kind: str, pixels: np.ndarray) -> str:
-        name = f"images/{set_name}/{image}_x{scale}_{kind}.png"
+        name = f"images/{set_name}/{shortened(image)}_x{scale}_{kind}.png"
         try:
             write_png(out / name, pixels)
         except OSError as error:

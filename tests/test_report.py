@@ -249,6 +249,16 @@ def test_other_lr_images_are_not_compared(tests, photo):
         make(tests)
 
 
+def test_long_names_are_shortened(tmp_path, photo, monkeypatch):
+    """To which the page's pictures add more than tests' do."""
+    long = "n" * 240
+    monkeypatch.setitem(SIZES, long, (40, 50))
+    write_test(tmp_path / "test", photo, 2, names=(long,))
+    report.main([str(tmp_path / "test"), "--out", str(tmp_path / "page")])
+    assert page_data(tmp_path / "page")["images"][0]["name"] == long
+    assert len(list((tmp_path / "page/images/Cat").iterdir())) == 6
+
+
 def test_mistakes_of_flags(tests):
     good = str(tests / "good")
     for flags, words in (

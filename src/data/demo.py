@@ -51,8 +51,13 @@ def result_names(paths: list[Path], folder: Path) -> list[str]:
                 wanted = f"{name}_{path.suffix[1:]}_{number}"
                 number += 1
             taken.add(wanted.casefold())
-        if len(os.fsencode(wanted)) > LONGEST:
-            kept = os.fsencode(wanted)[: LONGEST - 9].decode(errors="ignore")
-            wanted = f"{kept}_{zlib.crc32(os.fsencode(wanted)):08x}"
-        names.append(wanted)
+        names.append(shortened(wanted))
     return names
+
+
+def shortened(name: str) -> str:
+    """A name to which a suffix may still be added: one of more than LONGEST bytes ends in its checksum."""
+    content = os.fsencode(name)
+    if len(content) <= LONGEST:
+        return name
+    return f"{content[: LONGEST - 9].decode(errors='ignore')}_{zlib.crc32(content):08x}"
