@@ -83,12 +83,13 @@ def test_flags_are_answered_before_anything_heavy_is_imported():
 
 # --- README ---
 
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(path.read_text() for path in PAGES)
 
 
 def commands() -> list[str]:
-    """The lines of every bash block in the README and in scripts/, continuation lines joined, comments dropped."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+    """The lines of every bash block in the README, docs/ and scripts/, continuation lines joined, comments dropped."""
+    blocks = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.S)
     blocks += [path.read_text() for path in sorted((ROOT / "scripts").glob("*.sh"))]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
@@ -107,10 +108,10 @@ PARSERS = {
     "ablation.py": ablation.build_parser,
     "verify_resume.py": verify_resume.build_parser,
 }
-PROGRAM_LINES = [line for line in commands() if any(name in line for name in PARSERS)]
+PROGRAM_LINES = [line for line in commands() if any(re.search(rf"(^|[ /]){name}( |$)", line) for name in PARSERS)]
 
 
-def test_the_readme_has_commands_of_every_program():
+def test_the_pages_have_commands_of_every_program():
     for name in PARSERS:
         assert any(name in line for line in PROGRAM_LINES), name
     assert len(PROGRAM_LINES) >= 15
@@ -130,14 +131,14 @@ def test_every_command_parses(line):
         parser.parse_args(arguments)
 
 
-def test_scripts_and_pictures_that_the_readme_names_exist():
-    for name in re.findall(r"scripts/\w+\.sh", README):
-        assert (ROOT / name).is_file(), name
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
-    assert pictures
-    for name in pictures:
-        assert (ROOT / name).is_file(), name
-    for name in re.findall(r"`(src/[\w/]+\.py)`", README):
+def test_what_the_pages_name_exists():
+    links = 0
+    for page in PAGES:
+        for name in re.findall(r"\[[^\]]*\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / name).exists(), (page.name, name)
+            links += 1
+    assert links > 10
+    for name in re.findall(r"(?:scripts/\w+\.sh|tests/\w+/\w+\.py)", TEXT) + re.findall(r"`(src/[\w/]+\.py)`", TEXT):
         assert (ROOT / name).is_file(), name
 
 
