@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import traceback
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +39,16 @@ from data import build_test_sets, build_train_set, train_batches
 from data.image import read_image, write_png
 from errors import UserError
 from errors import run as run_program
-from evaluate import InPrecision, autocast, evaluate
+from evaluate import evaluate
+from model.external import import_spandrel
 from model.krgn import KRGN
+from model.precision import InPrecision, autocast, cpu_features, is_native
 from model.recalibration import RecConv, fold
 from optimisation import make_optimizer
 from option import Parser, parse_args, path_flag, whole_number
 from option import build_parser as training_parser
 from tables import as_text, refuse_foreign, write_all
-from utility import git_commit, keep_memory, processor, timed
+from utility import git_commit, keep_memory, load_of_others, processor, timed
 
 SCALE = 4
 LR_SIZE = (180, 320)  # (H, W): a 1280x720 image at x4
@@ -76,6 +79,21 @@ class Case:
 
 PLAIN_OPERATORS = {"KRGN_FUSED": "0"}
 
+# name -> (spandrel's architecture, its class, options of the published x4 network); RCAN would take a minute a turn.
+PEERS = {
+    "SPAN": ("SPAN", "SPAN", {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 48, "upscale": SCALE}),
+    "SAFMN": ("SAFMN", "SAFMN", {"dim": 36, "n_blocks": 8, "ffn_scale": 2.0, "upscaling_factor": SCALE}),
+    "SeemoRe-T": ("SeemoRe", "SeemoRe", {"scale": SCALE, "num_experts": 3, "num_layers": 6, "embedding_dim": 36}),
+    "PLKSR-tiny": (
+        "PLKSR",
+        "PLKSR",
+        {"n_blocks": 12, "upscaling_factor": SCALE, "ccm_type": "DCCM", "kernel_size": 13, "use_ea": False},
+    ),
+    "Compact": ("Compact", "Compact", {"num_feat": 64, "num_conv": 16, "upscale": SCALE}),
+    "OmniSR": ("OmniSR", "OmniSR", {"num_feat": 64, "res_num": 5, "up_scale": SCALE}),
+}
+QUIET = 0.6  # processes of others that may run in the last minute before ratios mean nothing
+
 
 def cases(which: str, args) -> list[Case]:
     """The cases of a command."""
@@ -90,11 +108,16 @@ def cases(which: str, args) -> list[Case]:
             Case(name, "depth-wise, plain operators", "prepare_inference", {}, PLAIN_OPERATORS),
             Case(name, "depth-wise, training form", "prepare_inference", {"folded": False}),
         ]
+        if args.half:
+            found += [Case(name, "depth-wise, bf16", "prepare_inference", {"precision": "bf16"})]
         if args.device == "cuda":
             found += [
-                Case(name, "depth-wise, bf16", "prepare_inference", {"precision": "bf16"}),
                 Case(name, "depth-wise, bf16, compiled", "prepare_inference", {"precision": "bf16", "compiled": True}),
             ]
+        for peer in PEERS if args.peers else ():
+            found += [Case(name, peer, "prepare_peer", {"peer": peer})]
+            if args.half:
+                found += [Case(name, f"{peer}, bf16", "prepare_peer", {"peer": peer, "precision": "bf16"})]
     if which in ("train", "all"):
         name = f"training step, {args.batch} patches {PATCH}x{PATCH} LR"
         batch = {"batch": args.batch}
@@ -103,12 +126,11 @@ def cases(which: str, args) -> list[Case]:
             Case(name, "plain kernels", "prepare_training", {"kernels": "plain"} | batch),
             Case(name, "recalibrated", "prepare_training", batch),
         ]
+        half = {"precision": "bf16"} | batch
+        if args.half:
+            found += [Case(name, "recalibrated, bf16", "prepare_training", half)]
         if args.device == "cuda":
-            half = {"precision": "bf16"} | batch
-            found += [
-                Case(name, "recalibrated, bf16", "prepare_training", half),
-                Case(name, "recalibrated, bf16, compiled", "prepare_training", half | {"compiled": True}),
-            ]
+            found += [Case(name, "recalibrated, bf16, compiled", "prepare_training", half | {"compiled": True})]
     if which in ("load", "all"):
         for workers in (0, 2):
             name = f"loading, {LOADED} batches of 16 patches of 192, {workers} workers"
@@ -143,6 +165,15 @@ def build_parser() -> Parser:
         type=path_flag,
         help="folder with benchmark/Set5 and Set14, for `test`; `all` leaves that out without it",
     )
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help=f"infer: beside {', '.join(PEERS)} of spandrel, without weights, each in its better memory format",
+    )
+    parser.add_argument(
+        "--bf16", action="store_true", help="with bf16 also where the CPU emulates it (default: where it does not)"
+    )
+    parser.add_argument("--anyway", action="store_true", help="run although others are computing on this machine")
     parser.add_argument("--out", metavar="FILE", type=path_flag, help="write FILE.md, FILE.csv, FILE.json and FILE.tex")
     return parser
 
@@ -158,6 +189,15 @@ def main(argv: list[str] | None = None) -> None:
     args.device = device
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is visible: use --cpu")
+    args.half = args.bf16 or is_native(torch.device(device))
+    if args.peers:
+        import_spandrel("--peers")
+    args.load = load_of_others()
+    if args.load > QUIET and not args.anyway:
+        raise UserError(
+            f"{args.load:.1f} processes were running on this machine in the last minute, expected at most {QUIET}: "
+            "wait until they have ended, or say --anyway"
+        )
     for name in ("Set5", "Set14") if args.dir_data else ():
         if not Path(args.dir_data, "benchmark", name).is_dir():
             raise UserError(f"--dir_data {args.dir_data}: has no benchmark/{name}, which `test` runs on: name another")
@@ -271,6 +311,9 @@ def warm_up(device: str) -> int:
     return 3 if device == "cuda" else 1
 
 
+SIZES = (("parameters", 1e3), ("mult_adds", 1e9))  # of the networks, in the table's units
+
+
 def row_of(worker: Worker, baseline: Worker, ceilings: tuple[float, float]) -> list:
     """A row of the table: name, times in milliseconds, ratio to the baseline, per cent of the ceilings."""
     median = statistics.median(worker.seconds)
@@ -279,7 +322,8 @@ def row_of(worker: Worker, baseline: Worker, ceilings: tuple[float, float]) -> l
     kinds = zip(("flop", "bytes"), ceilings, strict=True)
     shares = [100 * worker.facts[kind] / top / median if kind in worker.facts else None for kind, top in kinds]
     times = [round(1000 * seconds, 2) for seconds in (median, min(worker.seconds), max(worker.seconds))]
-    return [f"{worker.case.group}: {worker.case.name}", *times, round(ratio, 2), *shares]
+    size = [round(worker.facts[kind] / unit, 1) if kind in worker.facts else None for kind, unit in SIZES]
+    return [f"{worker.case.group}: {worker.case.name}", *size, *times, round(ratio, 2), *shares]
 
 
 def measure(workers: list[Worker], n_runs: int) -> None:
@@ -342,7 +386,29 @@ def prepare_inference(
             running(image)
 
     # The ceilings are those of float32.
-    return run, costs(network, image) if precision == "single" else {}
+    return run, sizes(network, image) | (costs(network, image) if precision == "single" else {})
+
+
+def prepare_peer(*, device: str, peer: str, precision: str = "single"):
+    """One image through another network with random weights, in the memory format in which it is faster."""
+    architecture, name, options = PEERS[peer]
+    import_spandrel("--peers")
+    torch.manual_seed(0)
+    network = getattr(import_module(f"spandrel.architectures.{architecture}"), name)(**options).eval().to(device)
+    keep_memory()
+    image = torch.rand(1, 3, *LR_SIZE, device=device)
+    facts = sizes(network, image)
+    runs = {}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        laid_out, given = copy.deepcopy(network).to(memory_format=layout), image.contiguous(memory_format=layout)
+
+        def run(network=laid_out, image=given):
+            with torch.inference_mode(), autocast(torch.device(device), precision):
+                network(image)
+
+        run()
+        runs[min(timed(run, torch.device(device)) for _ in range(2))] = run
+    return runs[min(runs)], facts
 
 
 def prepare_training(
@@ -468,6 +534,14 @@ def prepare_copy(*, device: str):
     return lambda: b.copy_(a), {"bytes": 8 * n}
 
 
+def sizes(network: nn.Module, image: torch.Tensor) -> dict:
+    """{"parameters": number, "mult_adds": of convolutions and products, for this image}."""
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), counter:
+        network(image)
+    return {"parameters": sum(p.numel() for p in network.parameters()), "mult_adds": counter.get_total_flops() / 2}
+
+
 def costs(network: nn.Module, image: torch.Tensor) -> dict:
     """{"flop": of convolutions and products, "bytes": that the least possible number of passes reads and writes}.
 
@@ -502,8 +576,8 @@ def make_photos(folder: Path) -> None:
 
 def make_table(rows: list[list], ceilings: list[tuple[float, float]], args, device: str) -> dict:
     """A table as `tables.py` takes it."""
-    columns = ["case", "median (ms)", "least (ms)", "most (ms)", "times faster", "per cent of the arithmetic ceiling"]
-    columns += ["per cent of the bandwidth ceiling"]
+    columns = ["case", "parameters (K)", "mult-adds (G)", "median (ms)", "least (ms)", "most (ms)", "times faster"]
+    columns += [f"per cent of the {ceiling} ceiling" for ceiling in ("arithmetic", "bandwidth")]
     flops, bandwidths = zip(*ceilings, strict=True)
     where = torch.cuda.get_device_name() if device == "cuda" else processor()
     notes = [
@@ -512,7 +586,8 @@ def make_table(rows: list[list], ceilings: list[tuple[float, float]], args, devi
         "times faster: than the first case of the group, the median over the turns",
         f"ceilings, measured in the same turns: {min(flops) / 1e9:.0f} to {max(flops) / 1e9:.0f} GFLOP/s in a matrix "
         f"product, {min(bandwidths) / 1e9:.1f} to {max(bandwidths) / 1e9:.1f} GB/s in a copy",
-        f"{where}, {torch.get_num_threads()} threads; {platform.platform()}",
+        f"{where} ({', '.join(cpu_features())}), {torch.get_num_threads()} threads; {platform.platform()}; "
+        f"{args.load:.2f} processes of others were running before",
         f"Python {platform.python_version()}, torch {torch.__version__}, git commit {git_commit()}",
     ]
     return {"title": f"{args.command}, {device}", "columns": columns, "rows": rows, "notes": notes}

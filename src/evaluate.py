@@ -24,6 +24,7 @@ from errors import UserError, printable, says_out_of_memory
 from experiment import Experiment
 from metrics import perceptual_metrics, psnr_ssim, quantise, rgb_to_chroma, smallest_scored, with_chroma
 from model import inference, tiling
+from model.precision import autocast
 from model.tiling import Tiles
 from utility import available_memory
 
@@ -37,20 +38,6 @@ SURE_TO_FIT = 2**18  # LR pixels
 RESERVE = 1.5  # what operators need inside themselves, and allocators beside that
 
 BAND = 256  # LR rows that are coloured at once
-
-AUTOCAST = {"half": torch.float16, "bf16": torch.bfloat16}
-
-
-class InPrecision(nn.Module):
-    """A network that runs in the context of `autocast`, also in DataParallel's threads, which do not inherit it."""
-
-    def __init__(self, network: nn.Module, device: torch.device, precision: str):
-        super().__init__()
-        self.network, self.device, self.precision = network, device, precision
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        with autocast(self.device, self.precision):
-            return self.network(image)
 
 
 @dataclass(frozen=True)
@@ -78,11 +65,6 @@ def to_network(images: torch.Tensor, device: torch.device, rgb_range: float) -> 
     """uint8 (N, C, H, W) -> float32 in 0..`rgb_range` on the device, channels last in memory."""
     images = images.to(device, non_blocking=True).to(torch.float32, memory_format=torch.channels_last)
     return images * (rgb_range / 255) if rgb_range != 255 else images
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which the network runs for --precision single, half or bf16."""
-    return torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST)
 
 
 def evaluate(

@@ -15,7 +15,7 @@ def main(args: Options) -> None:
     from data import build_test_sets, build_train_set
     from evaluate import test
     from experiment import Experiment
-    from model import build_model, describe, external
+    from model import build_model, describe, external, precision
     from model.checkpoint import adopt, load_pre_train, unpack
     from model.recalibration import fold
     from trainer import Trainer
@@ -40,7 +40,7 @@ def main(args: Options) -> None:
             args = adopt(args, checkpoint)
     except OptionError as error:  # flags that go together, but not with what is in the file
         raise UserError(str(error)) from None
-    device = choose_device(cpu=args.cpu, n_gpus=args.n_GPUs, asked="n_GPUs" in args.given, precision=args.precision)
+    device = choose_device(cpu=args.cpu, n_gpus=args.n_GPUs, asked="n_GPUs" in args.given)
     seed_everything(args.seed)
     network = build_model(args) if network is None else network
     if checkpoint is not None:
@@ -49,6 +49,7 @@ def main(args: Options) -> None:
     log.info(describe(network, args.model))
 
     with parallel.processes(device):
+        args = args.replace(precision=parallel.of_main(precision.resolve(args.precision, device)))
         if not args.test_only:
             parallel.share(args.batch_size)
         with parallel.main_first():

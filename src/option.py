@@ -241,8 +241,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="leave the C library's allocator as it is; otherwise glibc keeps up to 2 GiB of freed memory for the next layer, which saves page faults")
     add("--seed", type=whole_number(0, 2**32 - 1), default=1, metavar="N",
         help="seed of everything random (default 1)")
-    add("--precision", choices=("single", "half", "bf16"), default="single",
-        help="arithmetic of the network; half and bf16 are mixed precision (default single)")
+    add("--precision", choices=("single", "half", "bf16", "auto"), default="single",
+        help="arithmetic of the network; half and bf16 are mixed precision, auto is bf16 where the GPU or CPU has instructions for it, else single (default single)")
 
     add = parser.add_argument_group("data").add_argument
     add("--dir_data", default=str(_ROOT / "dataset"), metavar="DIR",

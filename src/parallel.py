@@ -122,6 +122,11 @@ def gather(value) -> list:
     return gathered
 
 
+def of_main(value):
+    """What rank 0 gave; the same on all of them."""
+    return gather(value)[0]
+
+
 def lost(error: BaseException) -> bool:
     """Whether an error says that another process of the group is gone."""
     text = str(error).lower()

@@ -21,12 +21,13 @@ from errors import UserError, run
 from evaluate import evaluate, protocol
 from model import MODELS, count_parameters
 from model.checkpoint import model_of, rebuild, unpack
+from model.precision import cpu_features
 from model.recalibration import fold, is_recalibrated
 from model.tiling import peak_bytes
 from option import Parser, number, parse_args, path_flag, weights_file, whole_number
 from option import build_parser as training_parser
 from tables import as_text, refuse_foreign, tabulate, write_all
-from utility import choose_device, digest, git_commit, load_tensors, processor, seed_everything, timed
+from utility import choose_device, digest, git_commit, load_of_others, load_tensors, processor, seed_everything, timed
 
 __all__ = ["tabulate"]  # torch looks for the PyPI package of this name when a program ends, and finds this file
 
@@ -125,6 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.out:
         refuse_foreign(args.out)
     device = choose_device(cpu=args.cpu, n_gpus=1, asked=False)
+    args.load = load_of_others()
     seed_everything(0)
     methods = [load(row, args, device) for row in args.rows]
     scale = only_scale(methods, args)
@@ -351,7 +353,8 @@ def notes(methods: list[Method], options, args, device: torch.device) -> list[st
     if args.n_runs:
         said.append(
             f"latency: {args.n_runs} runs, rows in turn, after {WARM_UP} of warm-up; {width}x{height} input, float32, "
-            f"channels last; {where}{threads}"
+            f"channels last; {where} ({', '.join(cpu_features())}){threads}; {args.load:.2f} processes of others were "
+            "running before"
         )
     if args.published:
         said.append("published: as printed by the authors, not measured; their bicubic follows SRCNN's protocol")

@@ -29,11 +29,12 @@ from board import Board
 from data import train_batches
 from data.srdata import TestSet, TrainSet
 from errors import UserError, held
-from evaluate import InPrecision, Scores, evaluate_as_asked, protocol, to_network
+from evaluate import Scores, evaluate_as_asked, protocol, to_network
 from experiment import Experiment
 from loss import Loss
 from loss.perceptual import load_vgg19
 from model.checkpoint import pack
+from model.precision import InPrecision
 from model.recalibration import fold
 from optimisation import (
     make_average,

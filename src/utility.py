@@ -37,7 +37,7 @@ from errors import UserError, printable, says_out_of_memory
 LOG = logging.getLogger("krgn")
 
 
-def choose_device(*, cpu: bool, n_gpus: int, asked: bool, precision: str = "single") -> torch.device:
+def choose_device(*, cpu: bool, n_gpus: int, asked: bool) -> torch.device:
     """CUDA where a GPU is visible and `cpu` is False, else the CPU, with a line in the log.
 
     Args:
@@ -48,7 +48,7 @@ def choose_device(*, cpu: bool, n_gpus: int, asked: bool, precision: str = "sing
     """
     visible = 0 if cpu else torch.cuda.device_count()
     # "single" means float32 all through: by default cuDNN would round the factors of its products to TF32.
-    torch.backends.cudnn.allow_tf32 = precision != "single"
+    torch.backends.cudnn.allow_tf32 = False
     if parallel.launched():
         if n_gpus > 1:
             raise UserError(
@@ -66,11 +66,6 @@ def choose_device(*, cpu: bool, n_gpus: int, asked: bool, precision: str = "sing
         LOG.info("device: %d x %s", n_gpus, torch.cuda.get_device_name())
         return torch.device("cuda")
     LOG.info("device: CPU, %d threads%s", torch.get_num_threads(), "" if cpu else " (no GPU is visible)")
-    if precision != "single":
-        LOG.warning(
-            "--precision %s: most CPUs emulate it and are hundreds of times slower; --precision single is not",
-            precision,
-        )
     return torch.device("cpu")
 
 
@@ -175,6 +170,14 @@ def _left_of_limits(root: Path) -> list[int]:
         for limit, taken in limits
         if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY
     ]
+
+
+def load_of_others() -> float:
+    """How many processes were running on this machine in the last minute, on average, or 0.0 where nothing tells."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows
+        return 0.0
 
 
 def processor() -> str:

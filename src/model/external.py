@@ -2,7 +2,11 @@
 the files of some fifty super-resolution architectures. They can be tested here, not trained.
 """
 
+import sys
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -36,6 +40,65 @@ class External(nn.Module):
         return self.described(x / self.rgb_range) * self.rgb_range
 
 
+class _NoTorchvision(MetaPathFinder, Loader):
+    """Empty modules in the place of torchvision, two functions of which spandrel's inpainting networks name.
+
+    No network here calls them, and a torchvision that does not fit the installed torch (PyPI's beside a CPU build)
+    cannot be imported.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "torchvision" else None
+
+    def create_module(self, spec):
+        module = ModuleType(spec.name)
+        module.__getattr__ = lambda name: _absent(spec.name, name)
+        return module
+
+    def exec_module(self, module):
+        pass
+
+
+def _absent(module: str, name: str):
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def absent(*_, **__):
+        raise ImportError(f"{module}.{name} needs a torchvision that fits torch {torch.__version__}")
+
+    return absent
+
+
+def import_spandrel(asked: str) -> ModuleType:
+    """The package, also where torchvision, which only networks of other kinds need, is missing or does not fit torch.
+
+    Raises:
+        UserError: if it is not installed or cannot be imported; `asked` is the flag that needs it.
+    """
+    need, mend = f"{asked} needs the spandrel package", "pip install -r requirements-extra.txt"
+    placeholder = _NoTorchvision()
+    try:
+        try:
+            import_module("torchvision")
+        except (ImportError, RuntimeError, OSError):  # one that does not fit is a RuntimeError
+            _forget_torchvision()
+            sys.meta_path.insert(0, placeholder)
+        return import_module("spandrel")
+    except ModuleNotFoundError as error:
+        raise UserError(f"{need}, and there is no {error.name}: {mend}") from None
+    except (ImportError, RuntimeError, OSError) as error:
+        raise UserError(f"{need}, which cannot be imported here ({error}): {mend}") from None
+    finally:
+        if placeholder in sys.meta_path:
+            sys.meta_path.remove(placeholder)
+            _forget_torchvision()
+
+
+def _forget_torchvision() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+
+
 def load(path: str, *, rgb_range: float) -> External:
     """The network of any file that spandrel recognises, on the CPU.
 
@@ -43,14 +106,7 @@ def load(path: str, *, rgb_range: float) -> External:
         UserError: if spandrel is not installed or cannot be imported, or the file is none of an image network for
             gray or RGB images.
     """
-    need = "--model spandrel needs the spandrel package"
-    mend = "pip install -r requirements-extra.txt, with the torchvision that belongs to the installed torch"
-    try:
-        spandrel = import_module("spandrel")
-    except ModuleNotFoundError as error:
-        raise UserError(f"{need}, and there is no {error.name}: {mend}") from None
-    except (ImportError, RuntimeError, OSError) as error:  # a torchvision that does not fit is a RuntimeError
-        raise UserError(f"{need}, which cannot be imported here ({error}): {mend}") from None
+    spandrel = import_spandrel("--model spandrel")
     try:
         described = spandrel.ModelLoader(device="cpu").load_from_file(path)
     except FileNotFoundError:

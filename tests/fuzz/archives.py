@@ -39,8 +39,9 @@ def make(folder: Path, seed: int, count: int) -> None:
     images += [b"", images[0][:60], b"no image"]
     for number in range(count):
         suffix = chance.choice([".zip", ".tar", ".tar.gz"])
-        names = chance.choices(NAMES, k=chance.randrange(1, 6)) if chance.random() < 0.4 else NAMES[:3]
-        members = [(name, chance.choice(images)) for name in names]
+        members = [("Set/HR/a.png", images[2]), ("Set/HR/b.png", images[2]), ("Set/LR/X2/ax2.png", images[1])]
+        members += [(name, chance.choice(images)) for name in chance.choices(NAMES, k=chance.randrange(3))]
+        chance.shuffle(members)
         content = (zipped if suffix == ".zip" else tarred)(members, suffix, chance)
         if chance.random() < 0.4:
             content = damaged(content, chance)
@@ -54,7 +55,7 @@ def zipped(members: list, suffix: str, chance: random.Random) -> bytes:
         for name, content in members:
             info = zipfile.ZipInfo(name)
             info.compress_type = method
-            if chance.random() < 0.1:
+            if chance.random() < 0.05:
                 info.external_attr = chance.choice([stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR]) << 16
                 content = b"/etc/passwd"
             archive.writestr(info, content if chance.random() > 0.03 else bytes(2**26))
@@ -67,7 +68,7 @@ def tarred(members: list, suffix: str, chance: random.Random) -> bytes:
         for name, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)
-            if chance.random() < 0.1:
+            if chance.random() < 0.05:
                 info.type = chance.choice([tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
                 info.linkname, info.size = chance.choice(["/etc/passwd", "../../x", names_of(members)]), 0
             archive.addfile(info, io.BytesIO(content))

@@ -77,7 +77,7 @@ def _watch(kind: str, folder: Path, done: int, told: Path) -> str:
 
 
 def serve(folder: Path, first: int, take: Callable[[Path], None]) -> None:
-    """In the process: `take` for each input from `first` on. A UserError of one line is a refusal, and so is what the
+    """In the process: `take` for each input from `first` on. A UserError is a refusal, and so is what the
     parsers of flags do: status 2 and a usage line."""
     from errors import UserError, printable
 
@@ -88,12 +88,8 @@ def serve(folder: Path, first: int, take: Callable[[Path], None]) -> None:
         try:
             take(path)
             said = "accepted"
-        except UserError as error:
-            said = (
-                "refused"
-                if str(error) == printable(error)
-                else f"tracebacks {path.name} not printable: {str(error)[:300]!r}"
-            )
+        except UserError:  # which errors.run prints as one line, whatever is in it
+            said = "refused"
         except SystemExit as error:
             said = "refused" if error.code == 2 else f"tracebacks {path.name} status {error.code!r:.200}"
         except BaseException as error:

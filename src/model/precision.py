@@ -1,0 +1,91 @@
+"""In which precision a network runs, and what the processor makes of it: `--precision single, half, bf16, auto`.
+
+Mixed precision is torch's autocast: weights stay float32, products are in the lower type, and what needs float32 keeps
+it (`common.in_float32`, the statistics of the attention, the kernels' recalibration).
+"""
+
+import logging
+import time
+from functools import cache
+
+import torch
+from torch import nn
+
+log = logging.getLogger("krgn")
+
+AUTOCAST = {"half": torch.float16, "bf16": torch.bfloat16}
+SIDE = 192  # of the matrices that are timed; a CPU that emulates a type takes tens of milliseconds for them
+NATIVE = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "arm_bf16")  # names in torch's list of a CPU's capabilities
+
+
+class InPrecision(nn.Module):
+    """A network that runs in the context of `autocast`, also in DataParallel's threads, which do not inherit it."""
+
+    def __init__(self, network: nn.Module, device: torch.device, precision: str):
+        super().__init__()
+        self.network, self.device, self.precision = network, device, precision
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        with autocast(self.device, self.precision):
+            return self.network(image)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which the network runs for the precision single, half or bf16."""
+    return torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+
+
+def resolve(precision: str, device: torch.device) -> str:
+    """single, half or bf16: "auto" is bf16 where the device has instructions for it, else single. The log says which,
+    and what a lower precision costs on a CPU that emulates it."""
+    asked = precision
+    if asked == "auto":
+        precision = "bf16" if is_native(device) else "single"
+    if device.type == "cpu" and (asked == "auto" or precision != "single"):
+        dtype = AUTOCAST.get(precision, torch.bfloat16)
+        how = "native" if dtype == torch.bfloat16 and is_native(device) else "emulated"
+        name = "bfloat16" if dtype == torch.bfloat16 else "float16"
+        slower = "; --precision single is faster" if asked == precision and speed(dtype) < 1 else ""
+        log.info("%s: %s, products run at %.2g times float32's speed here%s", name, how, speed(dtype), slower)
+    # "single" means float32 all through; beside half precision cuDNN may round the factors of its products.
+    torch.backends.cudnn.allow_tf32 = precision != "single"
+    if asked == "auto":
+        log.info("--precision auto: %s", precision)
+    return precision
+
+
+def is_native(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(set(NATIVE) & set(cpu_features()))
+
+
+@cache
+def cpu_features() -> tuple[str, ...]:
+    """What torch says the CPU can do that matters here: avx2, avx512_bf16, amx_tile, vnni and the like."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        names = {name for name, there in found.items() if there is True}
+    else:  # before torch 2.12
+        asked = {"avx2": "_is_avx2_supported", "avx512_f": "_is_avx512_supported", "avx512_vnni": "_is_vnni_supported"}
+        asked |= {"avx512_bf16": "_is_avx512_bf16_supported", "amx_tile": "_is_amx_tile_supported"}
+        names = {name for name, query in asked.items() if getattr(torch.cpu, query, bool)()}
+    shown = ("avx2", "avx512_f", "avx512_vnni", "avx_vnni", "avx512_fp16", "amx_tile", "amx_int8", "amx_fp16")
+    shown += ("neon", "asimd", "sve", "sve2", "i8mm", *NATIVE)
+    return tuple(name for name in dict.fromkeys(shown) if name in names)
+
+
+@cache
+def speed(dtype: torch.dtype) -> float:
+    """How many times faster than in float32 a product of two matrices runs in `dtype` on this CPU, measured once."""
+    seconds = {}
+    for kind in (torch.float32, dtype):
+        a, b = (torch.full((SIDE, SIDE), 0.5, dtype=kind) for _ in range(2))  # no random numbers: they are a run's
+        times = []
+        for _ in range(4):
+            begun = time.perf_counter()
+            torch.mm(a, b)
+            times.append(time.perf_counter() - begun)
+        seconds[kind] = min(times)
+    return seconds[torch.float32] / seconds[dtype]
