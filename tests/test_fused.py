@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import fused
-from model.krgn import KRGN, RCG
+from model.krgn import KRGN, PMRB, RCG
 from model.recalibration import RecConv, fold
 
 COMPILER = shutil.which("g++")
@@ -478,6 +478,83 @@ def test_without_a_compiler_the_plain_operators_run_with_one_line(tmp_path):
     assert len(run.stderr.splitlines()) == 1
     assert "no C++ compiler" in run.stderr
     assert not list(tmp_path.iterdir())
+
+
+# --- the taps ---
+
+
+def block_of(n_feats=64, act="lrelu", dtype=torch.float64):
+    block = PMRB(n_feats=n_feats, groups=n_feats, dilation=2, act=act, conv=nn.Conv2d).to(dtype).eval()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return block
+
+
+@torch.no_grad()
+def taps_and_expected(block, size, n=1):
+    dtype, n_feats = block.cca.conv_du[0].weight.dtype, block.cca.conv_du[0].in_channels
+    maps = [torch.randn(n, channels, *size, dtype=dtype) for channels in (n_feats,) * 3 + (n_feats // 2,)]
+    assert fused.taps_fit(maps[0], block.conv1x1s, block.conv1x1_act)
+    got, (mean, variance) = fused.taps(maps, block.conv1x1s, block.conv1x1_act)
+    taps = [conv(each) for conv, each in zip(block.conv1x1s, maps, strict=False)]
+    expected = block.conv1x1_act(torch.cat([*taps, maps[3]], dim=1))
+    return (got, mean, variance), (expected, *reversed(torch.var_mean(expected, (2, 3), correction=0, keepdim=True)))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("act", ["lrelu", "relu", "prelu"])
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (6, 8), (23, 37)])
+def test_taps_equal_the_plain_operators(size, act, dtype, tolerance):
+    for one, other in zip(*taps_and_expected(block_of(act=act, dtype=dtype), size, n=2), strict=True):
+        assert one.shape == other.shape
+        assert one.dtype == dtype
+        assert (one - other).abs().max() <= tolerance * other.abs().max()
+
+
+def test_taps_have_the_same_bits_for_any_number_of_threads():
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        found.append(taps_and_expected(block_of(dtype=torch.float32), (40, 50))[0])
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+def test_where_taps_do_not_fit(monkeypatch):
+    block, x = block_of(), torch.randn(1, 64, 4, 4, dtype=torch.float64)
+    fit = lambda block, x: fused.taps_fit(x, block.conv1x1s, block.conv1x1_act)  # noqa: E731
+    assert not fit(block, x)  # with gradients
+    with torch.no_grad():
+        assert fit(block, x)
+        assert not fit(block, x[:, :, :0])
+        assert not fit(block, x.float())
+        assert not fit(block_of(n_feats=20), x[:, :20])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not fit(block, x)
+        seen = []
+        block.conv1x1s[1].register_forward_hook(lambda *_: seen.append(1))
+        assert not fit(block, x)
+        block(x)
+        assert seen
+
+
+def test_a_block_is_the_same_with_and_without_them(monkeypatch):
+    block, x = block_of(), torch.randn(2, 64, 9, 11, dtype=torch.float64)
+    with torch.no_grad():
+        got = block(x)
+        monkeypatch.setattr(fused, "taps_fit", lambda *_: False)
+        assert (got - block(x)).abs().max() < 1e-10
+
+
+def test_operations_of_taps_are_counted():
+    block, x = block_of(), torch.randn(1, 64, 9, 11, dtype=torch.float64)
+    counts = []
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context, FlopCounterMode(display=False) as counter:
+            block(x)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
 
 
 def test_buffers_that_do_not_fit_into_memory_are_an_exception_of_python():

@@ -1,8 +1,9 @@
-"""The CFFB as one operator: two 3x3 convolutions of the same input, each with its PReLU, summed in one pass.
+"""The CFFB as one operator: two 3x3 convolutions of the same input, each with its PReLU, summed in one pass; and, on
+CPUs without gradients, the taps of a PMRB, four 1x1 convolutions with what lies between them.
 
 torch's separate operators pass over memory six times, which takes longer than the arithmetic.
 
-CPU: `csrc/cffb.cpp` is compiled for the user's processor when it is first needed, by one call of the C++ compiler, and
+CPU: `csrc/` is compiled for the user's processor when it is first needed, by one call of the C++ compiler, and
 kept in torch's folder of extensions (`TORCH_EXTENSIONS_DIR`, by default `~/.cache/torch_extensions`). GPU: the Triton
 kernels of `fused_gpu.py`, compared with the plain operators on a small map before they are first used. Where either
 cannot be had, and with `KRGN_FUSED=0` in the environment, the plain operators run; the log says in one line which do.
@@ -33,7 +34,7 @@ from model.recalibration import RecConv, kernel_of
 
 log = logging.getLogger("krgn")
 
-SOURCE = Path(__file__).parent / "csrc/cffb.cpp"
+SOURCES = [Path(__file__).parent / "csrc" / name for name in ("vectors.h", "cffb.cpp", "pmrb.cpp")]
 COMPILE = "-O3 -march=native -std=c++17 -ffp-contract=fast -fopenmp -fPIC -shared -Wno-psabi".split()
 # The C++ types of the maps and of the arithmetic on them. Each has a library of its own, which takes a few seconds to
 # build: few people need more than one.
@@ -130,6 +131,51 @@ def var_mean(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.var_mean(x.to(_arithmetic(x.dtype)), dim=(2, 3), correction=0, keepdim=True)
 
 
+def taps_fit(x: torch.Tensor, conv1x1s: Sequence[nn.Sequential], fusion: nn.Sequential) -> bool:
+    """Whether `taps` can take the place of a PMRB's 1x1 convolutions: without gradients, on a CPU, in float32 or
+    float64, where the numbers of channels fill vector registers and nobody looks in between."""
+    convs, acts = [pair[0] for pair in (*conv1x1s, fusion)], [pair[1] for pair in (*conv1x1s, fusion)]
+    return (
+        not (torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling())
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        and _dtype_of_maps(x) == x.dtype == convs[0].weight.dtype
+        and x.dtype in (torch.float32, torch.float64)
+        and _runs_on(x, x.dtype)
+        and all(type(conv) is nn.Conv2d and conv.bias is not None for conv in convs)
+        and all(type(act) in _SLOPES for act in acts)
+        and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in (*convs, *acts, *conv1x1s, fusion))
+        and all(conv.out_channels % library(x.dtype).pmrb_multiple() == 0 for conv in convs)
+    )
+
+
+_SLOPES = {
+    nn.LeakyReLU: lambda act, conv: torch.full((conv.out_channels,), act.negative_slope, dtype=conv.weight.dtype),
+    nn.ReLU: lambda act, conv: torch.zeros(conv.out_channels, dtype=conv.weight.dtype),
+    nn.PReLU: lambda act, conv: act.weight.expand(conv.out_channels),
+}
+
+
+def taps(
+    maps: Sequence[torch.Tensor], conv1x1s: Sequence[nn.Sequential], fusion: nn.Sequential
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """The taps of a PMRB, fused: fusion(cat(conv1x1s[0](maps[0]), ..., maps[3])), with the mean and variance of each
+    channel. Only where `taps_fit` says so.
+
+    One pass over memory: what lies between the convolutions stays in the cache.
+
+    Args:
+        maps: the feature before each of the three groups, (N, C, H, W), and the last tap, (N, C/2, H, W).
+        conv1x1s, fusion: each a 1x1 convolution and its activation.
+
+    Returns:
+        (N, C, H, W), channels last in memory, and its (mean, variance), (N, C, 1, 1) each.
+    """
+    layers = [(conv.weight, conv.bias, _SLOPES[type(act)](act, conv)) for conv, act in (*conv1x1s, fusion)]
+    out, variance, mean = torch.ops.krgn.taps(maps, [tensor for layer in layers for tensor in layer])
+    return out, (mean, variance)
+
+
 def _arithmetic(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the arithmetic on maps of `dtype`."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
@@ -145,6 +191,7 @@ _DEFINED = {
     "cffb": "(Tensor x, Tensor[] parameters, int[] dilations, Tensor? plus, bool keep) -> Tensor[]",
     "cffb_backward": "(Tensor grad, Tensor x, Tensor[] parameters, int[] dilations) -> Tensor[]",
     "var_mean": "(Tensor x) -> Tensor[]",
+    "taps": "(Tensor[] maps, Tensor[] parameters) -> Tensor[]",
 }
 for _name, _schema in _DEFINED.items():
     torch.library.define(f"krgn::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
@@ -262,6 +309,35 @@ torch.library.register_autograd(
     _differentiate_var_mean,
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0], output[1]),
 )
+
+
+class _TapsShape(ctypes.Structure):
+    """`Shape` of csrc/pmrb.cpp."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("n", "pixels", "c", "tap")]
+
+
+@torch.library.impl("krgn::taps", "cpu")
+def _taps(maps: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    maps, parameters = [_channels_last(each) for each in maps], [tensor.contiguous() for tensor in parameters]
+    x = maps[0]
+    n, h, w, c = _nhwc(x)
+    out, (variance, mean) = torch.empty_like(x), (x.new_empty((n, c, 1, 1)) for _ in range(2))
+    shape = _TapsShape(n, h * w, c, maps[3].shape[1])
+    _call("pmrb_taps", x, _each(maps), _each(parameters), _at(out), _at(variance), _at(mean), ctypes.byref(shape))
+    return [out, variance, mean]
+
+
+@torch.library.register_fake("krgn::taps")
+def _(maps, parameters):
+    out = torch.empty_like(maps[0], memory_format=torch.channels_last)
+    return [out, *(out.new_empty((*out.shape[:2], 1, 1)) for _ in range(2))]
+
+
+@register_flop_formula(torch.ops.krgn.taps)
+def _taps_flops(map_shapes, parameter_shapes, *_, **__) -> int:
+    n, _, h, w = map_shapes[0]
+    return 2 * n * h * w * sum(math.prod(parameter_shapes[3 * layer]) for layer in range(4))
 
 
 @register_flop_formula(torch.ops.krgn.cffb)
@@ -403,7 +479,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
     # Code for this processor may be none for the next machine that shares the folder.
     stored, computed = DTYPES[dtype]
     options = [*COMPILE, f"-DSTORED={stored}", f"-DCOMPUTED={computed}"]
-    identity = [SOURCE.read_text(), *options, str(compiler), torch.__version__, _processor()]
+    identity = [*(path.read_text() for path in SOURCES), *options, str(compiler), torch.__version__, _processor()]
     path = Path(root, "krgn", f"cffb-{stored}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so")
     if not path.exists():
         _build(compiler, options, path)
@@ -423,7 +499,8 @@ def _build(compiler: str | None, options: list[str], path: Path) -> None:
     begun = time.perf_counter()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        run = subprocess.run([compiler, *options, str(SOURCE), "-o", str(temporary)], capture_output=True, text=True)
+        files = [str(source) for source in SOURCES if source.suffix == ".cpp"]
+        run = subprocess.run([compiler, *options, *files, "-o", str(temporary)], capture_output=True, text=True)
         if run.returncode:
             said = [line for line in run.stderr.splitlines() if "error" in line] or [f"status {run.returncode}"]
             raise Unavailable(f"{compiler} failed ({said[0][:200]})")

@@ -66,7 +66,7 @@ class RCG(nn.Module):
 class CCA(nn.Module):
     """Contrast-aware channel attention (IMDN, arXiv 1909.11856): weights each channel by its contrast and mean.
 
-    `plus` is added to the result.
+    `plus` is added to the result; `statistics` are those of `x` where they are known already.
 
     The statistics are global, over H and W, so the output of a tile differs from that part of the whole image's.
     """
@@ -78,8 +78,13 @@ class CCA(nn.Module):
             nn.Conv2d(n_feats, squeezed, 1), leaky_relu(), nn.Conv2d(squeezed, n_feats, 1), nn.Sigmoid()
         )
 
-    def forward(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
-        attention = self.attention(*self.statistics(x)).to(x.dtype)
+    def forward(
+        self,
+        x: torch.Tensor,
+        plus: torch.Tensor | None = None,
+        statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        attention = self.attention(*(statistics or self.statistics(x))).to(x.dtype)
         return x * attention if plus is None else torch.addcmul(plus, x, attention)
 
     @staticmethod
@@ -113,16 +118,21 @@ class PMRB(nn.Module):
         self.cca = CCA(n_feats=n_feats)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.cca(self.fused_taps(x), plus=x)
+        fused_taps, statistics = self.local(x)
+        return self.cca(fused_taps, x, statistics) if statistics else self.cca(fused_taps, plus=x)
 
-    def fused_taps(self, x: torch.Tensor) -> torch.Tensor:
-        """The part of the block that is local: everything before the attention's global statistics."""
+    def local(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """The part of the block that is local: everything before the attention, with the statistics that it needs, or
+        None where they are still to be taken."""
+        late = fused.taps_fit(x, self.conv1x1s, self.conv1x1_act)  # all 1x1 convolutions in one pass over memory
         out, taps = x, []
         for conv1x1, block in zip(self.conv1x1s, self.blocks, strict=True):
-            taps.append(conv1x1(out))
+            taps.append(out if late else conv1x1(out))
             out = block(out)
         taps.append(self.conv3x3(out))
-        return self.conv1x1_act(torch.cat(taps, dim=1))
+        if late:
+            return fused.taps(taps, self.conv1x1s, self.conv1x1_act)
+        return self.conv1x1_act(torch.cat(taps, dim=1)), None
 
 
 class KRGN(nn.Module):

@@ -48,7 +48,9 @@ class Tiles:
         parameter = next(network.parameters())
         if self.in_stages:
             features = network.head_conv.out_channels
-            reaches = [reach(block.fused_taps, features, like=parameter) for block in network.body]
+            reaches = [
+                reach(lambda x, block=block: block.local(x)[0], features, like=parameter) for block in network.body
+            ]
             self.halo = max(reaches, default=0)
             self.head_halo = reach(network.shallow, n_colors, like=parameter)
             self.tail_halo = reach(lambda fused: network.tail(fused, torch.zeros_like(fused)), features, like=parameter)
@@ -102,7 +104,7 @@ class Tiles:
                 total = squares = 0.0
                 for window in windows(size, self.tile):
                     wide, inner = widened(window, self.halo, size)
-                    taps = cut(block.fused_taps(maps.read("feature", wide)), inner)
+                    taps = cut(block.local(maps.read("feature", wide))[0], inner)
                     maps.write("taps", window, taps)
                     total = total + taps.sum(dim=(2, 3), keepdim=True, dtype=torch.float64)
                     squares = squares + taps.double().square().sum(dim=(2, 3), keepdim=True)
