@@ -38,6 +38,7 @@ from utility import digest, git_commit, load_tensors, read_json, start_log, writ
 log = logging.getLogger("krgn")
 
 REPORT = "export.json"
+BEGUN = "begun"  # in the report, while an export runs: the files that it may write
 # Photographs that scikit-image ships; quantisation is calibrated on some, and every form's PSNR taken on the others.
 CALIBRATION = ("rocket", "motorcycle_left", "ihc", "brick", "grass", "gravel")
 TEST = ("astronaut", "chelsea", "coffee")
@@ -121,7 +122,11 @@ def export(args) -> None:
     calibration, test = photographs(args.images, trained.hyperparameters)
 
     target = out / f"{stem}.safetensors"
-    deviation = folded.write(source, target, **unseen)
+    with tempfile.TemporaryDirectory() as folder:
+        checked = Path(folder) / target.name
+        deviation = folded.write(source, checked, **unseen)
+        announce(out, stem)
+        write_bytes(target, checked.read_bytes())
     network = rebuild(unpack(load_tensors(target), str(target))).eval()
     form = f", {count_parameters(trained):,} in training form" if checkpoint.recalibrated else ""
     said = f"{count_parameters(network):,} parameters{form}"
@@ -276,12 +281,30 @@ def versions() -> dict[str, str]:
     return found
 
 
+def names_of(stem: str) -> list[str]:
+    """All files that an export may write."""
+    return [f"{stem}{suffix}" for suffix in (".safetensors", *(s for form in FORMATS.values() for s in form.suffixes))]
+
+
+def announce(out: Path, stem: str) -> None:
+    """Has the report say which files are about to be written, so that one that is interrupted can be started again."""
+    before = read_json(out / REPORT) if (out / REPORT).exists() else {}
+    begun = sorted({*before.get(BEGUN, []), *names_of(stem)})
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes(out / REPORT, (json.dumps(before | {BEGUN: begun}, indent=1) + "\n").encode())
+
+
 def refuse_foreign(out: Path, stem: str) -> None:
-    """UserError if a file in the way was not written by an earlier export."""
-    ours = read_report(out)["files"] if (out / REPORT).exists() else {}
-    known = {name for file in ours.values() for name in file["files"]}
-    suffixes = [".safetensors", *(suffix for form in FORMATS.values() for suffix in form.suffixes)]
-    for path in (out / f"{stem}{suffix}" for suffix in suffixes):
+    """UserError if a file in the way was not written by an earlier export, a finished or an interrupted one."""
+    known = set()
+    if (out / REPORT).exists():
+        report = read_json(out / REPORT)
+        begun = report.get(BEGUN, []) if isinstance(report, dict) else None
+        if isinstance(begun, list) and all(isinstance(name, str) for name in begun):
+            known |= set(begun)
+        if not known or "files" in report:
+            known |= {name for file in read_report(out)["files"].values() for name in file["files"]}
+    for path in (out / name for name in names_of(stem)):
         if path.exists() and path.name not in known:
             raise UserError(
                 f"{path}: exists and is of no export listed in {REPORT}, so it is left alone: give another --out"

@@ -327,6 +327,25 @@ def test_files_of_others_are_left_alone(trained, tmp_path):
         export.main(["--pre_train", str(trained), "--out", str(out)])
 
 
+def test_an_interrupted_export_may_be_started_again(trained, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    to = ["--pre_train", str(trained), "--out", str(out)]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_format", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export.main(to)
+    assert (out / "KRGN_x3.safetensors").exists()
+    with pytest.raises(UserError, match=r"export\.json: lists no files: export again"):
+        export.main(["--check", str(out)])
+    export.main(to)
+    assert "begun" not in json.loads((out / "export.json").read_text())
+    export.main(["--check", str(out)])
+
+
 def test_mistakes(trained, tmp_path, monkeypatch, capsys):
     assert_one_line(program("export.py", "--pre_train", tmp_path / "none.pt", "--out", tmp_path), "none.pt", "no such")
     to = ["--pre_train", str(trained), "--out", str(tmp_path / "o")]
