@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import tempfile
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from metrics import psnr_ssim, quantise
 from model import count_parameters
 from model.checkpoint import model_of, rebuild, unpack
 from option import Parser, number, path_flag, weights_file, whole_number
-from utility import digest, git_commit, load_tensors, read_json, start_log, write_bytes
+from utility import digest, git_commit, load_tensors, read_json, start_log, timed, write_bytes
 
 log = logging.getLogger("krgn")
 
@@ -42,6 +43,7 @@ BEGUN = "begun"  # in the report, while an export runs: the files that it may wr
 # Photographs that scikit-image ships; quantisation is calibrated on some, and every form's PSNR taken on the others.
 CALIBRATION = ("rocket", "motorcycle_left", "ihc", "brick", "grass", "gravel")
 TEST = ("astronaut", "chelsea", "coffee")
+TIMED = 96  # LR pixels of the sides of the image that is timed
 SIDE = 192  # HR pixels of the part of each photograph that is used
 
 
@@ -141,11 +143,15 @@ def export(args) -> None:
             continue
         files[made[0].name] = entry(name, made, measured)
         log.info(
-            "%s: largest difference %.1e of 255, PSNR %+.4f dB on %d images",
+            "%s: largest difference %.1e of 255, PSNR %+.4f dB on %d images; %.0f ms for %dx%d LR pixels (torch: %.0f)",
             made[0],
             measured["max_error"],
             measured["psnr_change"],
             len(test),
+            measured["milliseconds"],
+            TIMED,
+            TIMED,
+            measured["milliseconds_torch"],
         )
     report = {
         "source": str(source),
@@ -177,8 +183,9 @@ def write_format(name: str, network: nn.Module, out: Path, stem: str, calibratio
     with tempfile.TemporaryDirectory() as folder:
         made = [Path(folder) / f"{stem}{suffix}" for suffix in form.suffixes]
         form.write(network, made[0], Use(compared(network)[1], folded.describe_input(network), calibration))
-        measured = measure(network, form.read(made[0], network.hyperparameters), test)
-        complaint = verdict(name, measured)
+        reader = form.read(made[0], network.hyperparameters)
+        measured = measure(network, reader, test) | latency(network, reader)
+        complaint = verdict(name, measured) or too_slow(name, measured)
         targets = [out / path.name for path in made]
         if not complaint:
             for path, target in zip(made, targets, strict=True):
@@ -194,6 +201,30 @@ def verdict(name: str, measured: dict) -> str:
     if not measured["psnr_change"] > -form.tolerance_db:
         return f"loses {-measured['psnr_change']:.3f} dB, allowed are {form.tolerance_db:g}"
     return ""
+
+
+def too_slow(name: str, measured: dict) -> str:
+    """Why a form that is made for speed is of no use here, "" if it is."""
+    took, torch_took = measured["milliseconds"], measured["milliseconds_torch"]
+    if not FORMATS[name].for_speed or took < torch_took:
+        return ""
+    return (
+        f"takes {took:.0f} ms for {TIMED}x{TIMED} LR pixels where torch's float32 takes {torch_took:.0f}, and is off "
+        f"by up to {measured['max_error']:.0f} of 255: it is of use only where it is faster"
+    )
+
+
+def latency(network: nn.Module, reader: Runner) -> dict:
+    """{"milliseconds", "milliseconds_torch"} of a form and of torch in float32 for one image, the least of three runs,
+    in turn."""
+    shape = network.hyperparameters
+    image = np.full((1, shape["n_colors"], TIMED, TIMED), shape["rgb_range"] / 2, np.float32)
+    runs = {"milliseconds": reader, "milliseconds_torch": formats.torch_runner(network)}
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(4):  # the first warms up
+        for name, runner in runs.items():
+            found[name].append(1000 * timed(partial(runner, image), torch.device("cpu")))
+    return {name: round(min(times[1:]), 1) for name, times in found.items()}
 
 
 def compared(network: nn.Module) -> list[torch.Tensor]:

@@ -70,6 +70,7 @@ class Format:
         tolerance: largest difference from torch, of the 0-255 range; None where rounding is the purpose.
         tolerance_db: largest loss of PSNR on the test images.
         package: what must be installed.
+        for_speed: whether it is of use only where it is faster than torch in float32.
     """
 
     suffixes: tuple[str, ...]
@@ -78,6 +79,7 @@ class Format:
     tolerance: float | None
     tolerance_db: float
     package: str = ""
+    for_speed: bool = False
 
 
 def for_deployment(network: nn.Module) -> tuple[nn.Module, list[str]]:
@@ -530,7 +532,7 @@ FORMATS = {
     "torch": Format((".pt2",), write_program, read_program, 1e-2, 0.001),
     "onnx": Format((".onnx",), write_onnx, read_onnx, 1e-2, 0.001, "onnxruntime"),
     "onnx-fp16": Format(("_fp16.onnx",), write_onnx_fp16, read_onnx, None, 0.05, "onnxruntime"),
-    "onnx-int8": Format(("_int8.onnx",), write_onnx_int8, read_onnx, None, 1.0, "onnxruntime"),
+    "onnx-int8": Format(("_int8.onnx",), write_onnx_int8, read_onnx, None, 1.0, "onnxruntime", for_speed=True),
     "ncnn": Format((".ncnn.param", ".ncnn.bin"), write_ncnn, read_ncnn, 1e-2, 0.001, "ncnn"),
 }
 

@@ -148,7 +148,9 @@ def exported(tmp_path_factory):
     torch.manual_seed(1)
     network = randomise(KRGN(**SHAPE), 0.1)
     save_tensors(folder / "trained.pt", pack(network, "KRGN"))
-    export.main(["--pre_train", str(folder / "trained.pt"), "--out", str(folder / "out"), "--formats", "all"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "too_slow", lambda *_: "")  # how fast int8 is depends on the processor
+        export.main(["--pre_train", str(folder / "trained.pt"), "--out", str(folder / "out"), "--formats", "all"])
     return folder
 
 
@@ -303,6 +305,19 @@ def test_a_form_that_misses_its_tolerance_is_not_written(trained, tmp_path, monk
     with pytest.raises(UserError, match=r"KRGN_x3.pt differs by 1.0e\+00 of 255"):
         export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["KRGN_x3.safetensors", "export.json"]
+
+
+def test_a_form_for_speed_that_is_slower_is_not_written(trained, tmp_path, monkeypatch):
+    slow = formats.Format((".pt",), formats.write_pt, formats.read_pt, None, 1, for_speed=True)
+    monkeypatch.setitem(formats.FORMATS, "pt", slow)
+    monkeypatch.setattr(export, "latency", lambda *_: {"milliseconds": 9.0, "milliseconds_torch": 4.0})
+    with pytest.raises(UserError, match=r"KRGN_x3.pt takes 9 ms for 96x96 LR pixels where torch's float32 takes 4"):
+        export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out/KRGN_x3.pt").exists()
+    monkeypatch.setattr(export, "latency", lambda *_: {"milliseconds": 3.0, "milliseconds_torch": 4.0})
+    export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
+    report = json.loads((tmp_path / "out/export.json").read_text())
+    assert report["files"]["KRGN_x3.pt"]["milliseconds"] == 3.0
 
 
 def test_mean_shifts_and_moments_of_the_deployed_copy(trained):
