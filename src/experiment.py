@@ -22,6 +22,7 @@ import logging
 import os
 import platform
 import sys
+import weakref
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -130,7 +131,7 @@ class Experiment:
             import fcntl
         except ImportError:  # Windows
             return
-        # Open as long as the process. No file object: the interpreter would complain of one at its end.
+        # Open as long as this object. No file object: the interpreter would complain of one at its end.
         file = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             # A lock of the process: loaders, which are its copies, do not hold it, and survive it by some seconds.
@@ -148,6 +149,7 @@ class Experiment:
             )
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
+        weakref.finalize(self, os.close, file)
         self._locked = True
 
     def _delete(self) -> None:
