@@ -134,9 +134,9 @@ def export(args) -> None:
     said = f"{count_parameters(network):,} parameters{form}"
     log.info("%s: %s; largest difference %.1e of 255", target, said, deviation)
     files = {target.name: entry("safetensors", [target], {"max_error": deviation, "psnr_change": 0.0})}
-    missed = []
+    missed, use = [], Use(compared(network)[1], folded.describe_input(network), calibration)
     for name in tqdm(args.formats, desc="formats", disable=None, leave=False):
-        made, measured, complaint = write_format(name, network, out, stem, calibration, test)
+        made, measured, complaint = write_format(name, network, out, stem, use, test)
         if complaint:
             missed.append(complaint)
             log.warning("%s", complaint)
@@ -173,7 +173,7 @@ def export(args) -> None:
         raise UserError(f"not written: {'; '.join(missed)}")
 
 
-def write_format(name: str, network: nn.Module, out: Path, stem: str, calibration: list, test: list):
+def write_format(name: str, network: nn.Module, out: Path, stem: str, use: Use, test: list):
     """Writes one form into a temporary folder, compares it, and moves it to its place if it is within its tolerance.
 
     Returns:
@@ -182,7 +182,7 @@ def write_format(name: str, network: nn.Module, out: Path, stem: str, calibratio
     form = FORMATS[name]
     with tempfile.TemporaryDirectory() as folder:
         made = [Path(folder) / f"{stem}{suffix}" for suffix in form.suffixes]
-        form.write(network, made[0], Use(compared(network)[1], folded.describe_input(network), calibration))
+        form.write(network, made[0], use)
         reader = form.read(made[0], network.hyperparameters)
         measured = measure(network, reader, test) | latency(network, reader)
         complaint = verdict(name, measured) or too_slow(name, measured)

@@ -51,12 +51,14 @@ class Use:
         about: layout and value range in words, kept in the file where it can keep words.
         calibration: images to calibrate int8 on, (1, C, H, W) float32 each, of one size.
         least: the shortest side that the network takes; strided ones need more than the others' 2 pixels.
+        made: what several forms begin with, kept from the first of them: the ONNX graph.
     """
 
     example: torch.Tensor
     about: str = ""
     calibration: list[np.ndarray] = field(default_factory=list)
     least: int = 2
+    made: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -381,6 +383,12 @@ def _free_sides(use: Use) -> tuple:
 
 def write_onnx(network: nn.Module, path: Path, use: Use) -> None:
     """ONNX with the input "image" and the output "sr"; height and width are free."""
+    if "onnx" not in use.made:
+        use.made["onnx"] = _onnx(network, use)
+    path.write_bytes(use.made["onnx"])
+
+
+def _onnx(network: nn.Module, use: Use) -> bytes:
     import onnx
 
     network, _ = for_deployment(network)
@@ -401,7 +409,7 @@ def write_onnx(network: nn.Module, path: Path, use: Use) -> None:
         entry = model.metadata_props.add()
         entry.key, entry.value = name, value
     onnx.checker.check_model(model)
-    path.write_bytes(model.SerializeToString())
+    return model.SerializeToString()
 
 
 def json_of(network: nn.Module) -> dict[str, str]:

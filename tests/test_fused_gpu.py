@@ -35,7 +35,7 @@ def test_the_kernels_under_tritons_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert run.returncode == 0, run.stdout[-3000:]
-    assert run.stdout.splitlines()[0].count(".") == len(SIZES) * 2 + 4, run.stdout
+    assert run.stdout.splitlines()[0].count(".") == len(SIZES) + 4, run.stdout
 
 
 def example(channels, per_group, dilation, size, n, dtype):
@@ -81,7 +81,7 @@ def fused_forward(x, plus, parameters, dilations) -> torch.Tensor:
 
 
 @on_device
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64] if INTERPRETED else [torch.float64, torch.float32])
 @pytest.mark.parametrize(("channels", "per_group", "dilation", "size", "n"), SIZES)
 def test_equals_the_plain_operators(channels, per_group, dilation, size, n, dtype):
     x, plus, grad, parameters, plain = example(channels, per_group, dilation, size, n, dtype)

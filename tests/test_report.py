@@ -526,7 +526,7 @@ def test_everything_has_a_name_and_shows_its_focus(opened):
         opened.press("Tab")
         focused = opened.run("document.activeElement.id || document.activeElement.className || 'link'")
         if focused not in ("link", "BODY"):
-            assert opened.run("getComputedStyle(document.activeElement).outlineStyle") == "solid", focused
+            opened.wait("getComputedStyle(document.activeElement).outlineStyle === 'solid'")
         seen.append(focused)
     order = ["scroll", "order", "by", "link", "next", "left", "right", "zoom-in", "stage", "slider", "maps"]
     places = [seen.index(name) for name in order]

@@ -10,11 +10,12 @@ import random
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pytest
 import torch
-from conftest import small_run
+from conftest import program, small_run
 from test_main import history, launch, weights
 from test_recalibration import randomise
 
@@ -359,7 +360,13 @@ def test_twenty_kills_change_nothing(small_set, monkeypatch):
     assert log.count("learning rate") > 20
 
 
-def test_verify_resume(capsys):
+def test_verify_resume(capsys, monkeypatch):
+    """Its runs are forked off a process that has torch loaded, too."""
+    processes = SimpleNamespace(
+        run=lambda command, **_: program(*command[2:]), Popen=lambda command, **_: forked.Program(*command[2:]),
+        PIPE=None, DEVNULL=None,
+    )  # fmt: skip
+    monkeypatch.setattr(verify_resume, "subprocess", processes)
     verify_resume.main(["--cpu", "--kills", "1", "--epochs", "1", "--n_threads", "0"])
     assert "identical: weights" in capsys.readouterr().out
 
