@@ -6,6 +6,7 @@ Only the standard library is imported, so that main.py is ready for signals befo
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 
@@ -49,6 +50,22 @@ class _Signals:
         cls.pending = signum
         with suppress(OSError):
             os.write(2, b"\nstopping after this step ...\n")
+
+    @classmethod
+    def again(cls, unraisable):
+        """Python drops what is raised inside a weak reference's callback or a finalizer, of which an import has many.
+        A signal that was served there comes again a moment later."""
+        if not isinstance(unraisable.exc_value, Interrupted):
+            sys.__unraisablehook__(unraisable)
+            return
+        cls.served = False
+        signum = unraisable.exc_value.signum
+        if hasattr(signal, "pthread_kill"):  # to the main thread, which it wakes up
+            later = threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, signum))
+        else:
+            later = threading.Timer(0.01, signal.raise_signal, (signum,))
+        later.daemon = True
+        later.start()
 
 
 @contextmanager
@@ -127,6 +144,7 @@ def run(main: Callable[[], None]) -> None:
     the first of them. Bugs keep their traceback.
     """
     steady_streams()
+    sys.unraisablehook = _Signals.again
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         # nohup has SIGHUP ignored, and a shell the SIGINT of what it runs in the background.
         if (signum := getattr(signal, name, None)) and signal.getsignal(signum) != signal.SIG_IGN:

@@ -366,6 +366,16 @@ def test_a_second_signal_changes_nothing(first, second):
     assert said == f"interrupted by {first}\n"
 
 
+def test_a_signal_where_exceptions_are_dropped_is_not_lost():
+    """As in a finalizer, or the weak references of imports."""
+    code = STUBBORN.replace(
+        "print('ready', flush=True)",
+        "A = type('A', (), {'__del__': lambda self: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.2))}); A()",
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert (run.returncode, run.stdout, run.stderr) == (143, "ending\n", "interrupted by SIGTERM\n")
+
+
 def test_nohup_is_respected():
     code = STUBBORN.replace("time.sleep(30)", "os.kill(os.getpid(), signal.SIGHUP)")
     run = subprocess.run(["nohup", sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
