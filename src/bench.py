@@ -65,7 +65,7 @@ class Case:
     Args:
         setup: name of the function of this file that prepares the case in its process.
         options: for that function.
-        environment: set before the process imports torch.
+        environment: set before the case is prepared.
         baseline: whether the ratios of the group refer to it.
     """
 
@@ -226,17 +226,15 @@ class Worker:
 
     def __init__(self, case: Case, device: str):
         self.case, self.device, self.seconds = case, device, []
-        ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        before = {name: os.environ.get(name) for name in case.environment}
-        os.environ.update(case.environment)
-        try:
-            self.process = multiprocessing.get_context("spawn").Process(
-                target=serve, args=(theirs, case.setup, case.options | {"device": device}), daemon=False
-            )
-            self.process.start()
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+        forks = "forkserver" in multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if forks else "spawn")
+        if forks:  # off a process that has imported torch and computed nothing
+            context.set_forkserver_preload(["torch", "bench"])
+        ours, theirs = context.Pipe()
+        self.process = context.Process(
+            target=serve, args=(theirs, case.setup, case.options | {"device": device}, case.environment)
+        )
+        self.process.start()
         theirs.close()
         self.pipe = ours
         self.facts = self._answer()
@@ -267,8 +265,9 @@ class Worker:
             self.process.kill()
 
 
-def serve(pipe, setup: str, options: dict) -> None:
+def serve(pipe, setup: str, options: dict, environment: dict[str, str]) -> None:
     """In the case's process: prepares, says so, and then times one run for each request until the pipe closes."""
+    os.environ.update(environment)
     try:
         # "float32" means it all through, as in main.py: by default cuDNN would round the factors of its products.
         torch.backends.cudnn.allow_tf32 = False

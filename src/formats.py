@@ -298,7 +298,7 @@ def apart(name: str, path: Path, hyperparameters: dict, timeout: float = 300) ->
     forks = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if forks else "spawn")
     if forks:
-        context.set_forkserver_preload(["formats"])  # so that only the first of these processes imports torch
+        context.set_forkserver_preload(["torch", "formats"])  # so that only the first of these processes imports torch
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, name, path, hyperparameters), daemon=True)
     process.start()

@@ -17,13 +17,13 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 LOADED = ["forked", "torch._dynamo", "skimage", "matplotlib.figure", "trainer", "evaluate"]
 
 _forkserver = multiprocessing.get_context("forkserver")
-_forkserver.set_forkserver_preload(LOADED)
 
 
 def process(target, *arguments) -> multiprocessing.Process:
     """A process that calls a function of a module, not yet started."""
     paths = [str(SRC), str(Path(__file__).parent)]
     before = os.environ.get("PYTHONPATH")
+    _forkserver.set_forkserver_preload(LOADED)  # where it is not running yet
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *([before] if before else [])])  # read when the server starts
     try:
         multiprocessing.forkserver.ensure_running()
