@@ -4,6 +4,7 @@
 interpreter looks at when it starts (PYTHONPATH, an encoding, OMP_NUM_THREADS) needs a real one.
 """
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -85,8 +86,9 @@ class Program:
         return said[self.stdout], said[self.stderr]
 
     def send_signal(self, signum: int) -> None:
-        """Sends it a signal."""
-        os.kill(self.pid, signum)
+        """Sends it a signal, if it has not ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signum)
 
     def kill(self) -> None:
         """Ends it with SIGKILL."""
