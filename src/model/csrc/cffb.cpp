@@ -128,11 +128,6 @@ inline __attribute__((always_inline)) void convolve(const Branch<T, M>& branch, 
     }
 }
 
-template <typename T>
-inline Vec<T> prelu(Vec<T> value, Vec<T> slope) {
-  return value > 0 ? value : value * slope;
-}
-
 // One row of one chunk of a CFFB's output, columns `begin` to `end`. put(column, value) takes each value. `part` holds
 // the dilated branch meanwhile.
 template <typename T, int M, typename Put>

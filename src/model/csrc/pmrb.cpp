@@ -56,11 +56,6 @@ inline void pixels(int64_t count, const Work& work) {
   for (; p < count; ++p) work(p, std::integral_constant<int, 1>{});
 }
 
-template <typename T>
-inline Vec<T> sloped(Vec<T> value, Vec<T> slope) {
-  return value > 0 ? value : value * slope;
-}
-
 struct Shape {
   int64_t n, pixels, c, tap;  // images, pixels of each, channels, channels of a tap
 };
@@ -106,7 +101,7 @@ void taps(const T* const* maps, const Layer<T>* layers, T* out, T* variance, T* 
           multiply<COUNT, T>(maps[i] + (at + p) * s.c, s.c, panel, s.c, value);
           for (int k = 0; k < COUNT; ++k)
             for (int v = 0; v < 2; ++v)
-              store<T>(z + (p + k) * 3 * s.tap + i * s.tap + q * width + v * lanes, sloped<T>(value[k][v], slope[v]));
+              store<T>(z + (p + k) * 3 * s.tap + i * s.tap + q * width + v * lanes, prelu<T>(value[k][v], slope[v]));
         });
       }
     for (int64_t q = 0; q < panels; ++q) {
@@ -120,7 +115,7 @@ void taps(const T* const* maps, const Layer<T>* layers, T* out, T* variance, T* 
         multiply<COUNT, T>(z + p * 3 * s.tap, 3 * s.tap, panel, 3 * s.tap, value);
         multiply<COUNT, T>(maps[3] + (at + p) * s.tap, s.tap, panel + 3 * s.tap * width, s.tap, value);
         for (int k = 0; k < COUNT; ++k) {
-          for (int v = 0; v < 2; ++v) value[k][v] = sloped<T>(value[k][v], slope[v]);
+          for (int v = 0; v < 2; ++v) value[k][v] = prelu<T>(value[k][v], slope[v]);
           sum(q, p + k, value[k]);
         }
       });

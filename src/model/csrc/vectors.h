@@ -110,6 +110,11 @@ class Zeros {
   }
 };
 
+template <typename T>
+inline Vec<T> prelu(Vec<T> value, Vec<T> slope) {
+  return value > 0 ? value : value * slope;
+}
+
 // No exception may leave C++. Returns 0, or 1 if there was no memory for buffers (std::bad_alloc, std::length_error).
 template <typename Work>
 int status_of(Work work) {
