@@ -14,7 +14,6 @@ This is the only place where speed is claimed.
 """
 
 import copy
-import multiprocessing
 import os
 import pickle
 import platform
@@ -48,7 +47,7 @@ from optimisation import make_optimizer
 from option import Parser, parse_args, path_flag, whole_number
 from option import build_parser as training_parser
 from tables import as_text, refuse_foreign, write_all
-from utility import git_commit, keep_memory, load_of_others, processor, timed
+from utility import fresh_processes, git_commit, keep_memory, load_of_others, processor, timed
 
 SCALE = 4
 LR_SIZE = (180, 320)  # (H, W): a 1280x720 image at x4
@@ -226,10 +225,7 @@ class Worker:
 
     def __init__(self, case: Case, device: str):
         self.case, self.device, self.seconds = case, device, []
-        forks = "forkserver" in multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if forks else "spawn")
-        if forks:  # off a process that has imported torch and computed nothing
-            context.set_forkserver_preload(["torch", "bench"])
+        context = fresh_processes("bench")
         ours, theirs = context.Pipe()
         self.process = context.Process(
             target=serve, args=(theirs, case.setup, case.options | {"device": device}, case.environment)

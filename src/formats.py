@@ -9,7 +9,6 @@ import contextlib
 import copy
 import io
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -29,7 +28,7 @@ from errors import UserError, printable
 from model import MODELS
 from model.checkpoint import model_of, rebuild, unpack
 from model.krgn import CCA, KRGN
-from utility import load_tensors, open_regular, save_tensors
+from utility import fresh_processes, load_tensors, open_regular, save_tensors
 
 try:
     import resource
@@ -295,10 +294,7 @@ def apart(name: str, path: Path, hyperparameters: dict, timeout: float = 300) ->
     Raises:
         UserError: in one line, whatever happens to that process.
     """
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forks else "spawn")
-    if forks:
-        context.set_forkserver_preload(["torch", "formats"])  # so that only the first of these processes imports torch
+    context = fresh_processes("formats")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, name, path, hyperparameters), daemon=True)
     process.start()

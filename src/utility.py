@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import platform
@@ -170,6 +171,16 @@ def _left_of_limits(root: Path) -> list[int]:
         for limit, taken in limits
         if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY
     ]
+
+
+def fresh_processes(module: str) -> multiprocessing.context.BaseContext:
+    """A context of `multiprocessing` whose processes have computed nothing yet. Where possible they are forked off one
+    that has imported torch and `module`, so that only the first waits for that."""
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        context.set_forkserver_preload(["torch", module])
+    return context
 
 
 def load_of_others() -> float:
