@@ -3,6 +3,7 @@
 The kernel is compiled once for this file, twice at the same time: about five seconds.
 """
 
+import copy
 import os
 import shutil
 import subprocess
@@ -334,6 +335,8 @@ def test_a_chain_is_one_cffb_after_the_other_to_the_bit(channels, size, per_grou
             expected = fused.cffb(expected, near, far)
         assert torch.equal(fused.cffb(x, *chain), expected)
         with torch.no_grad():
+            if dtype == torch.bfloat16:  # what nobody sees is not rounded: as in float32 all through
+                expected = fused.cffb(x.float(), *(copy.deepcopy(branch).float() for branch in chain)).bfloat16()
             assert torch.equal(fused.cffb(x, *chain), expected)
             for threads in (1, 2, 5):
                 torch.set_num_threads(threads)
@@ -492,22 +495,28 @@ def block_of(n_feats=64, act="lrelu", dtype=torch.float64):
 
 @torch.no_grad()
 def taps_and_expected(block, size, n=1):
+    """Those of the fused operator, and those of plain ones in float32 at least."""
     dtype, n_feats = block.cca.conv_du[0].weight.dtype, block.cca.conv_du[0].in_channels
     maps = [torch.randn(n, channels, *size, dtype=dtype) for channels in (n_feats,) * 3 + (n_feats // 2,)]
     assert fused.taps_fit(maps[0], block.conv1x1s, block.conv1x1_act)
     got, (mean, variance) = fused.taps(maps, block.conv1x1s, block.conv1x1_act)
+    wide = torch.promote_types(dtype, torch.float32)
+    block, maps = copy.deepcopy(block).to(wide), [each.to(wide) for each in maps]
     taps = [conv(each) for conv, each in zip(block.conv1x1s, maps, strict=False)]
     expected = block.conv1x1_act(torch.cat([*taps, maps[3]], dim=1))
     return (got, mean, variance), (expected, *reversed(torch.var_mean(expected, (2, 3), correction=0, keepdim=True)))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.01)]
+)
 @pytest.mark.parametrize("act", ["lrelu", "relu", "prelu"])
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (6, 8), (23, 37)])
 def test_taps_equal_the_plain_operators(size, act, dtype, tolerance):
-    for one, other in zip(*taps_and_expected(block_of(act=act, dtype=dtype), size, n=2), strict=True):
+    got, expected = taps_and_expected(block_of(act=act, dtype=dtype), size, n=2)
+    assert got[0].dtype == dtype
+    for one, other in zip(got, expected, strict=True):
         assert one.shape == other.shape
-        assert one.dtype == dtype
         assert (one - other).abs().max() <= tolerance * other.abs().max()
 
 
@@ -532,6 +541,8 @@ def test_where_taps_do_not_fit(monkeypatch):
         assert not fit(block_of(n_feats=20), x[:, :20])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert not fit(block, x)
+            assert fit(block, x.bfloat16())
+        assert not fit(block, x.bfloat16())
         seen = []
         block.conv1x1s[1].register_forward_hook(lambda *_: seen.append(1))
         assert not fit(block, x)

@@ -132,15 +132,15 @@ def var_mean(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def taps_fit(x: torch.Tensor, conv1x1s: Sequence[nn.Sequential], fusion: nn.Sequential) -> bool:
-    """Whether `taps` can take the place of a PMRB's 1x1 convolutions: without gradients, on a CPU, in float32 or
-    float64, where the numbers of channels fill vector registers and nobody looks in between."""
+    """Whether `taps` can take the place of a PMRB's 1x1 convolutions: without gradients, on a CPU, where the numbers of
+    channels fill vector registers and nobody looks in between."""
     convs, acts = [pair[0] for pair in (*conv1x1s, fusion)], [pair[1] for pair in (*conv1x1s, fusion)]
     return (
         not (torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling())
         and x.device.type == "cpu"
         and x.numel() > 0
-        and _dtype_of_maps(x) == x.dtype == convs[0].weight.dtype
-        and x.dtype in (torch.float32, torch.float64)
+        and x.dtype == _dtype_of_maps(x)
+        and (convs[0].weight.dtype == x.dtype or autocast_dtype(x))
         and _runs_on(x, x.dtype)
         and all(type(conv) is nn.Conv2d and conv.bias is not None for conv in convs)
         and all(type(act) in _SLOPES for act in acts)
@@ -288,14 +288,14 @@ torch.library.register_autograd("krgn::cffb", _differentiate, setup_context=_kee
 @torch.library.impl("krgn::var_mean", "cpu")
 def _var_mean(x: torch.Tensor) -> list[torch.Tensor]:
     x = _channels_last(x)
-    variance, mean = (x.new_empty((*x.shape[:2], 1, 1), dtype=_arithmetic(x.dtype)) for _ in range(2))
+    variance, mean = _per_channel(x)
     _call("var_mean", x, _at(x), _at(variance), _at(mean), (ctypes.c_int64 * 4)(*_nhwc(x)))
     return [variance, mean]
 
 
 @torch.library.register_fake("krgn::var_mean")
 def _(x):
-    return [x.new_empty((*x.shape[:2], 1, 1), dtype=_arithmetic(x.dtype)) for _ in range(2)]
+    return _per_channel(x)
 
 
 def _differentiate_var_mean(ctx, grads):
@@ -319,10 +319,11 @@ class _TapsShape(ctypes.Structure):
 
 @torch.library.impl("krgn::taps", "cpu")
 def _taps(maps: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    maps, parameters = [_channels_last(each) for each in maps], [tensor.contiguous() for tensor in parameters]
+    maps = [_channels_last(each) for each in maps]
     x = maps[0]
+    parameters = [tensor.contiguous() for tensor in _widened(parameters, x)]
     n, h, w, c = _nhwc(x)
-    out, (variance, mean) = torch.empty_like(x), (x.new_empty((n, c, 1, 1)) for _ in range(2))
+    out, (variance, mean) = torch.empty_like(x), _per_channel(x)
     shape = _TapsShape(n, h * w, c, maps[3].shape[1])
     _call("pmrb_taps", x, _each(maps), _each(parameters), _at(out), _at(variance), _at(mean), ctypes.byref(shape))
     return [out, variance, mean]
@@ -331,7 +332,7 @@ def _taps(maps: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> l
 @torch.library.register_fake("krgn::taps")
 def _(maps, parameters):
     out = torch.empty_like(maps[0], memory_format=torch.channels_last)
-    return [out, *(out.new_empty((*out.shape[:2], 1, 1)) for _ in range(2))]
+    return [out, *_per_channel(out)]
 
 
 @register_flop_formula(torch.ops.krgn.taps)
@@ -363,6 +364,11 @@ def _laid_out(x: torch.Tensor, other: torch.Tensor | None, parameters: Sequence[
 def _widened(parameters: Sequence[torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
     """The parameters in the dtype of the arithmetic on `x`."""
     return [tensor.to(_arithmetic(x.dtype)) for tensor in parameters]
+
+
+def _per_channel(x: torch.Tensor) -> list[torch.Tensor]:
+    """Room for two statistics of each channel of `x`."""
+    return [x.new_empty((*x.shape[:2], 1, 1), dtype=_arithmetic(x.dtype)) for _ in range(2)]
 
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:

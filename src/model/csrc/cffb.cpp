@@ -9,13 +9,24 @@
 // number of channels that is no multiple of that overlaps the one before, and computes the same values again.
 #include "vectors.h"
 
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
+
 namespace {
 
 // Rows of a band whose parameter gradients are summed by themselves: fixed, so that the sums, and with them every bit
 // of a training run, do not depend on the number of threads.
 constexpr int64_t BAND = 32;
-// Bytes of rows that a chain keeps: they stay in the second-level cache.
-constexpr int64_t KEPT = 320 * 1024;
+
+// Bytes of rows that a chain keeps: so many that they stay in the second-level cache beside what passes through.
+inline int64_t kept_bytes() {
+  int64_t cache = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  cache = sysconf(_SC_LEVEL2_CACHE_SIZE);  // 0 or -1 where nobody knows
+#endif
+  return std::clamp<int64_t>(cache, 256 << 10, 2 << 20) / 8 * 5;
+}
 
 struct Sizes {
   int64_t n, h, w, c;  // of the input and output
@@ -178,7 +189,7 @@ void forward(const S* x, const T* const* parameters, int64_t stages, const S* pl
   // Columns that a stage computes on either side of a strip: at least those that later ones need, and whole groups.
   const auto halo = [&](int64_t k) { return (2 * (stages - 1 - k) * reach + group - 1) / group * group / 2; };
   const int64_t slack = halo(0) + (P + 1) * reach;
-  const int64_t fitting = KEPT / int64_t(a_line * stages * ring * lanes * sizeof(T)) - 2 * slack;
+  const int64_t fitting = kept_bytes() / int64_t(a_line * stages * ring * lanes * sizeof(T)) - 2 * slack;
   const int64_t strips = (s.w + std::max(fitting, group) - 1) / std::max(fitting, group);
   const int64_t strip = ((s.w + strips - 1) / strips + group - 1) / group * group;
   const int64_t kept_row = (std::min(strip, s.w + group) + 2 * slack) * lanes;
@@ -245,16 +256,18 @@ void forward(const S* x, const T* const* parameters, int64_t stages, const S* pl
               });
             } else {
               T* const into = kept(q, k + 1, row);
-              if (out && row >= top && row < bottom)
+              if (!out)  // nobody else sees the values: they need not be rounded
+                cffb_row(all[k][q], near, far, begin, end, part, [&](int64_t column, Vec<T> value) {
+                  store<T>(into + column * lanes, value);
+                });
+              else {
+                const bool inside = row >= top && row < bottom;
                 cffb_row(all[k][q], near, far, begin, end, part, [&](int64_t column, Vec<T> value) {
                   value = rounded<S>(value);
                   store<T>(into + column * lanes, value);
-                  if (column >= left && column < right) store(out + column * s.c, value);
+                  if (inside && column >= left && column < right) store(out + column * s.c, value);
                 });
-              else
-                cffb_row(all[k][q], near, far, begin, end, part, [&](int64_t column, Vec<T> value) {
-                  store<T>(into + column * lanes, rounded<S>(value));
-                });
+              }
             }
           }
         }

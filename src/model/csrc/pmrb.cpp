@@ -2,7 +2,7 @@
 // fusion of all four taps with its own, and the statistics of the result that the channel attention needs.
 // `../fused.py` calls this and says what it computes.
 //
-// A map is (n, pixels, c) in memory. Work is done in tiles of TILE pixels, so that what lies between two layers stays in
+// Maps are stored in type S and computed in type T, as in cffb.cpp. A map is (n, pixels, c) in memory. Work is done in tiles of TILE pixels, so that what lies between two layers stays in
 // the first-level cache. Its core is a product of M pixels with two vectors of output channels, whose sums stay in
 // registers: enough of them to hide the latency of a multiplication.
 #include "vectors.h"
@@ -13,14 +13,61 @@ constexpr int M = REGISTER == 64 ? 12 : 6;  // 2 M sums, 2 weights and a pixel's
 constexpr int64_t TILE = 48;                // a multiple of M
 constexpr int64_t TASK = 16 * TILE;         // pixels whose statistics are summed in T
 
-// A panel of a weight (outputs, inputs), which lies `stride` apart from output to output: inputs x (2 lanes), outputs
-// from `first` on.
-template <typename T>
-void pack(const T* weight, int64_t stride, int64_t inputs, int64_t first, T* panel) {
-  constexpr int64_t width = 2 * Vector<T>::lanes;
-  for (int64_t k = 0; k < inputs; ++k)
-    for (int64_t o = 0; o < width; ++o) panel[k * width + o] = weight[(first + o) * stride + k];
-}
+// A panel of a weight: its factors for two vectors of outputs, in the order in which `multiply` reads them.
+//
+// The product of maps of type S with weights of type T, summed in T. Inputs are taken one by one, the weight in T.
+template <typename S, typename T>
+struct Product {
+  typedef T Factor;
+  static constexpr int64_t width = 2 * Vector<T>::lanes, inputs = 1;  // of a step
+
+  // The weight (outputs, inputs), which lies `stride` apart from output to output: the outputs from `first` on.
+  static void pack(const T* weight, int64_t stride, int64_t count, int64_t first, Factor* panel) {
+    for (int64_t k = 0; k < count; ++k)
+      for (int64_t o = 0; o < width; ++o) panel[k * width + o] = weight[(first + o) * stride + k];
+  }
+
+  static Vec<T> load(const Factor* from) { return ::load(from); }
+
+  static inline __attribute__((always_inline)) void add(const S* x, const Vec<T>& a, const Vec<T>& b, Vec<T> (&sum)[2]) {
+    const T value = widened(*x);
+    sum[0] += value * a;
+    sum[1] += value * b;
+  }
+};
+
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+// VDPBF16PS: pairs of inputs, the weight rounded to bfloat16 too; twice as many products an instruction.
+template <>
+struct Product<bfloat16, float> {
+  typedef uint32_t Factor;
+  static constexpr int64_t width = 2 * Vector<float>::lanes, inputs = 2;
+
+  static void pack(const float* weight, int64_t stride, int64_t count, int64_t first, Factor* panel) {
+    for (int64_t k = 0; k < count; k += 2)
+      for (int64_t o = 0; o < width; ++o) {
+        const float* const from = weight + (first + o) * stride + k;
+        const Half pair = halved(Vec<float>{from[0], from[1]});
+        std::memcpy(panel + k / 2 * width + o, &pair, sizeof *panel);
+      }
+  }
+
+  static Vec<float> load(const Factor* from) {
+    Vec<float> value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+  }
+
+  static inline __attribute__((always_inline)) void add(const bfloat16* x, const Vec<float>& a, const Vec<float>& b,
+                                                        Vec<float> (&sum)[2]) {
+    int pair;
+    std::memcpy(&pair, x, sizeof pair);
+    const __m512bh value = (__m512bh)_mm512_set1_epi32(pair);
+    sum[0] = _mm512_dpbf16_ps(sum[0], value, (__m512bh)a);
+    sum[1] = _mm512_dpbf16_ps(sum[1], value, (__m512bh)b);
+  }
+};
+#endif
 
 // Keeps the compiler from loading them again for each product.
 template <typename T>
@@ -33,18 +80,16 @@ inline __attribute__((always_inline)) void in_registers(Vec<T>& a, Vec<T>& b) {
 }
 
 // sums[p] += x[p] times a panel, for COUNT pixels that lie `stride` apart.
-template <int COUNT, typename T>
-inline __attribute__((always_inline)) void multiply(const T* x, int64_t stride, const T* panel, int64_t inputs,
+template <int COUNT, typename S, typename T>
+inline __attribute__((always_inline)) void multiply(const S* x, int64_t stride,
+                                                    const typename Product<S, T>::Factor* panel, int64_t inputs,
                                                     Vec<T> (&sums)[COUNT][2]) {
-  constexpr int64_t lanes = Vector<T>::lanes;
-  for (int64_t k = 0; k < inputs; ++k) {
-    Vec<T> a = load(panel + 2 * lanes * k), b = load(panel + 2 * lanes * k + lanes);
+  typedef Product<S, T> Product;
+  for (int64_t k = 0; k < inputs; k += Product::inputs, panel += Product::width) {
+    Vec<T> a = Product::load(panel), b = Product::load(panel + Product::width / 2);
     in_registers<T>(a, b);
 #pragma GCC unroll 12
-    for (int p = 0; p < COUNT; ++p) {
-      sums[p][0] += x[p * stride + k] * a;
-      sums[p][1] += x[p * stride + k] * b;
-    }
+    for (int p = 0; p < COUNT; ++p) Product::add(x + p * stride + k, a, b, sums[p]);
   }
 }
 
@@ -68,52 +113,58 @@ struct Layer {
 
 // maps: the feature before each group, (n, pixels, c), and the last tap, (n, pixels, tap), activated. layers: of the
 // first three taps, and of the fusion of all four. out: (n, pixels, c), with its channels' variance and mean.
-template <typename T>
-void taps(const T* const* maps, const Layer<T>* layers, T* out, T* variance, T* mean, const Shape& s) {
+template <typename S, typename T>
+void taps(const S* const* maps, const Layer<T>* layers, S* out, T* variance, T* mean, const Shape& s) {
+  typedef Product<S, T> Product;
+  typedef typename Product::Factor Factor;
   constexpr int64_t lanes = Vector<T>::lanes, width = 2 * lanes;
   const int64_t tap_panels = s.tap / width, panels = s.c / width;
-  Zeros<T> packed(3 * s.tap * s.c + 4 * s.tap * s.c);
-  T* const fusion = packed.data() + 3 * s.tap * s.c;
+  // Factors of a panel: of a tap, of the part of the fusion that takes the first three taps, and of all of the fusion.
+  const int64_t of_tap = s.c / Product::inputs * width, of_three = 3 * s.tap / Product::inputs * width;
+  const int64_t of_fusion = 4 * s.tap / Product::inputs * width;
+  Zeros<Factor> packed(3 * tap_panels * of_tap + panels * of_fusion);
+  Factor* const fusion = packed.data() + 3 * tap_panels * of_tap;
   for (int64_t i = 0; i < 3; ++i)
     for (int64_t q = 0; q < tap_panels; ++q)
-      pack(layers[i].weight, s.c, s.c, q * width, packed.data() + (i * tap_panels + q) * s.c * width);
+      Product::pack(layers[i].weight, s.c, s.c, q * width, packed.data() + (i * tap_panels + q) * of_tap);
   for (int64_t q = 0; q < panels; ++q)
-    pack(layers[3].weight, 4 * s.tap, 4 * s.tap, q * width, fusion + q * 4 * s.tap * width);
+    Product::pack(layers[3].weight, 4 * s.tap, 4 * s.tap, q * width, fusion + q * of_fusion);
 
   const int64_t tasks = (s.pixels + TASK - 1) / TASK;
   std::vector<double> sums(s.n * tasks * s.c * 2);
   std::vector<T> shifts(s.n * s.c);  // of the statistics: each image's first pixel
-  const int64_t threads = omp_get_max_threads(), scratch = TILE * 3 * s.tap + 2 * s.c;
-  Zeros<T> buffers(threads * scratch);
+  const int64_t threads = omp_get_max_threads();
+  Zeros<S> between(threads * TILE * 3 * s.tap);  // the first three taps of a tile
+  Zeros<T> totals(threads * 2 * s.c);            // sums of differences, then of their squares
 
-  // One tile; sum(q, value, other) takes the values of panel q.
-  const auto tile = [&](int64_t image, int64_t first, int64_t count, T* z, const auto& sum) {
+  // One tile; sum(q, p, value) takes the values of panel q at pixel p.
+  const auto tile = [&](int64_t image, int64_t first, int64_t count, S* z, const auto& sum) {
     const int64_t at = image * s.pixels + first;
     for (int64_t i = 0; i < 3; ++i)
       for (int64_t q = 0; q < tap_panels; ++q) {
-        const T* const panel = packed.data() + (i * tap_panels + q) * s.c * width;
+        const Factor* const panel = packed.data() + (i * tap_panels + q) * of_tap;
         const Vec<T> bias[2] = {load(layers[i].bias + q * width), load(layers[i].bias + q * width + lanes)};
         const Vec<T> slope[2] = {load(layers[i].slope + q * width), load(layers[i].slope + q * width + lanes)};
         pixels(count, [&](int64_t p, auto group) {
           constexpr int COUNT = decltype(group)::value;
           Vec<T> value[COUNT][2];
           for (int k = 0; k < COUNT; ++k) value[k][0] = bias[0], value[k][1] = bias[1];
-          multiply<COUNT, T>(maps[i] + (at + p) * s.c, s.c, panel, s.c, value);
+          multiply<COUNT, S, T>(maps[i] + (at + p) * s.c, s.c, panel, s.c, value);
           for (int k = 0; k < COUNT; ++k)
             for (int v = 0; v < 2; ++v)
-              store<T>(z + (p + k) * 3 * s.tap + i * s.tap + q * width + v * lanes, prelu<T>(value[k][v], slope[v]));
+              store(z + (p + k) * 3 * s.tap + i * s.tap + q * width + v * lanes, prelu<T>(value[k][v], slope[v]));
         });
       }
     for (int64_t q = 0; q < panels; ++q) {
-      const T* const panel = fusion + q * 4 * s.tap * width;
+      const Factor* const panel = fusion + q * of_fusion;
       const Vec<T> bias[2] = {load(layers[3].bias + q * width), load(layers[3].bias + q * width + lanes)};
       const Vec<T> slope[2] = {load(layers[3].slope + q * width), load(layers[3].slope + q * width + lanes)};
       pixels(count, [&](int64_t p, auto group) {
         constexpr int COUNT = decltype(group)::value;
         Vec<T> value[COUNT][2];
         for (int k = 0; k < COUNT; ++k) value[k][0] = bias[0], value[k][1] = bias[1];
-        multiply<COUNT, T>(z + p * 3 * s.tap, 3 * s.tap, panel, 3 * s.tap, value);
-        multiply<COUNT, T>(maps[3] + (at + p) * s.tap, s.tap, panel + 3 * s.tap * width, s.tap, value);
+        multiply<COUNT, S, T>(z + p * 3 * s.tap, 3 * s.tap, panel, 3 * s.tap, value);
+        multiply<COUNT, S, T>(maps[3] + (at + p) * s.tap, s.tap, panel + of_three, s.tap, value);
         for (int k = 0; k < COUNT; ++k) {
           for (int v = 0; v < 2; ++v) value[k][v] = prelu<T>(value[k][v], slope[v]);
           sum(q, p + k, value[k]);
@@ -123,21 +174,21 @@ void taps(const T* const* maps, const Layer<T>* layers, T* out, T* variance, T* 
   };
 
   for (int64_t image = 0; image < s.n; ++image)
-    tile(image, 0, 1, buffers.data(), [&](int64_t q, int64_t, const Vec<T>* value) {
+    tile(image, 0, 1, between.data(), [&](int64_t q, int64_t, const Vec<T>* value) {
       for (int v = 0; v < 2; ++v) store<T>(shifts.data() + image * s.c + q * width + v * lanes, value[v]);
     });
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t task = 0; task < s.n * tasks; ++task) {
     const int64_t image = task / tasks, begin = task % tasks * TASK, end = std::min(begin + TASK, s.pixels);
-    T* const z = buffers.data() + omp_get_thread_num() * scratch;
-    T* const total = z + TILE * 3 * s.tap;  // c sums of differences, c of their squares
+    S* const z = between.data() + omp_get_thread_num() * TILE * 3 * s.tap;
+    T* const total = totals.data() + omp_get_thread_num() * 2 * s.c;
     std::fill(total, total + 2 * s.c, T(0));
     const T* const shift = shifts.data() + image * s.c;
     for (int64_t first = begin; first < end; first += TILE)
       tile(image, first, std::min(TILE, end - first), z, [&](int64_t q, int64_t p, const Vec<T>* value) {
         for (int v = 0; v < 2; ++v) {
           const int64_t channel = q * width + v * lanes;
-          store<T>(out + (image * s.pixels + first + p) * s.c + channel, value[v]);
+          store(out + (image * s.pixels + first + p) * s.c + channel, value[v]);
           const Vec<T> difference = value[v] - load(shift + channel);
           store<T>(total + channel, Vec<T>(load(total + channel) + difference));
           store<T>(total + s.c + channel, Vec<T>(load(total + s.c + channel) + difference * difference));
@@ -163,9 +214,9 @@ void taps(const T* const* maps, const Layer<T>* layers, T* out, T* variance, T* 
 // Channels that c and tap must be multiples of.
 extern "C" int pmrb_multiple() { return 2 * Vector<COMPUTED>::lanes; }
 
-extern "C" int pmrb_taps(const COMPUTED* const* maps, const COMPUTED* const* parameters, COMPUTED* out,
+extern "C" int pmrb_taps(const STORED* const* maps, const COMPUTED* const* parameters, STORED* out,
                          COMPUTED* variance, COMPUTED* mean, const Shape* shape) {
   Layer<COMPUTED> layers[4];
   for (int i = 0; i < 4; ++i) layers[i] = {parameters[3 * i], parameters[3 * i + 1], parameters[3 * i + 2]};
-  return status_of([&] { taps<COMPUTED>(maps, layers, out, variance, mean, *shape); });
+  return status_of([&] { taps<STORED, COMPUTED>(maps, layers, out, variance, mean, *shape); });
 }

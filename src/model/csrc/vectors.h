@@ -76,6 +76,16 @@ inline Vec<float> widened(Half half) {
   return value;
 }
 
+// One value, in the type of the arithmetic.
+inline float widened(bfloat16 half) {
+  const uint32_t bits = uint32_t(half.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline float widened(float value) { return value; }
+inline double widened(double value) { return value; }
+
 inline Vec<float> load(const bfloat16* from) {
   Half half;
   std::memcpy(&half, from, sizeof half);
