@@ -9,8 +9,8 @@
 
 namespace {
 
-constexpr int M = REGISTER == 64 ? 12 : 6;  // 2 M sums, 2 weights and a pixel's value: 32 registers, or 16
-constexpr int64_t TILE = 48;                // a multiple of M
+constexpr int M = REGISTER == 64 ? 8 : 6;  // 2 M sums, 2 weights and a pixel's value in registers, addresses too
+constexpr int64_t TILE = 96;                // a multiple of M
 constexpr int64_t TASK = 16 * TILE;         // pixels whose statistics are summed in T
 
 // A panel of a weight: its factors for two vectors of outputs, in the order in which `multiply` reads them.
@@ -93,6 +93,12 @@ inline __attribute__((always_inline)) void multiply(const S* x, int64_t stride,
   }
 }
 
+// Asks for the cache lines of `count` values, which another tile will read.
+template <typename S>
+inline void fetch(const S* from, int64_t count) {
+  for (int64_t k = 0; k < count; k += 64 / sizeof(S)) __builtin_prefetch(from + k, 0, 3);
+}
+
 // Calls work(p, std::integral_constant<int, COUNT>) for groups of M pixels, and for each of those that are left.
 template <typename Work>
 inline void pixels(int64_t count, const Work& work) {
@@ -137,45 +143,44 @@ void taps(const S* const* maps, const Layer<T>* layers, S* out, T* variance, T* 
   Zeros<S> between(threads * TILE * 3 * s.tap);  // the first three taps of a tile
   Zeros<T> totals(threads * 2 * s.c);            // sums of differences, then of their squares
 
-  // One tile; sum(q, p, value) takes the values of panel q at pixel p.
-  const auto tile = [&](int64_t image, int64_t first, int64_t count, S* z, const auto& sum) {
+  // One tile; put(q, p, values) takes those of panel q at pixel p and the next ones.
+  const auto tile = [&](int64_t image, int64_t first, int64_t count, S* z, const auto& put) {
     const int64_t at = image * s.pixels + first;
     for (int64_t i = 0; i < 3; ++i)
       for (int64_t q = 0; q < tap_panels; ++q) {
         const Factor* const panel = packed.data() + (i * tap_panels + q) * of_tap;
-        const Vec<T> bias[2] = {load(layers[i].bias + q * width), load(layers[i].bias + q * width + lanes)};
-        const Vec<T> slope[2] = {load(layers[i].slope + q * width), load(layers[i].slope + q * width + lanes)};
+        const T *const bias = layers[i].bias + q * width, *const slope = layers[i].slope + q * width;
         pixels(count, [&](int64_t p, auto group) {
           constexpr int COUNT = decltype(group)::value;
           Vec<T> value[COUNT][2];
-          for (int k = 0; k < COUNT; ++k) value[k][0] = bias[0], value[k][1] = bias[1];
+          for (int k = 0; k < COUNT; ++k) value[k][0] = load(bias), value[k][1] = load(bias + lanes);
+          if (q == 0) fetch(maps[i] + (at + p + TILE) * s.c, COUNT * s.c);
           multiply<COUNT, S, T>(maps[i] + (at + p) * s.c, s.c, panel, s.c, value);
           for (int k = 0; k < COUNT; ++k)
             for (int v = 0; v < 2; ++v)
-              store(z + (p + k) * 3 * s.tap + i * s.tap + q * width + v * lanes, prelu<T>(value[k][v], slope[v]));
+              store(z + (p + k) * 3 * s.tap + i * s.tap + q * width + v * lanes, prelu<T>(value[k][v], load(slope + v * lanes)));
         });
       }
     for (int64_t q = 0; q < panels; ++q) {
       const Factor* const panel = fusion + q * of_fusion;
-      const Vec<T> bias[2] = {load(layers[3].bias + q * width), load(layers[3].bias + q * width + lanes)};
-      const Vec<T> slope[2] = {load(layers[3].slope + q * width), load(layers[3].slope + q * width + lanes)};
+      const T *const bias = layers[3].bias + q * width, *const slope = layers[3].slope + q * width;
       pixels(count, [&](int64_t p, auto group) {
         constexpr int COUNT = decltype(group)::value;
         Vec<T> value[COUNT][2];
-        for (int k = 0; k < COUNT; ++k) value[k][0] = bias[0], value[k][1] = bias[1];
+        for (int k = 0; k < COUNT; ++k) value[k][0] = load(bias), value[k][1] = load(bias + lanes);
+        if (q == 0) fetch(maps[3] + (at + p + TILE) * s.tap, COUNT * s.tap);
         multiply<COUNT, S, T>(z + p * 3 * s.tap, 3 * s.tap, panel, 3 * s.tap, value);
         multiply<COUNT, S, T>(maps[3] + (at + p) * s.tap, s.tap, panel + of_three, s.tap, value);
-        for (int k = 0; k < COUNT; ++k) {
-          for (int v = 0; v < 2; ++v) value[k][v] = prelu<T>(value[k][v], slope[v]);
-          sum(q, p + k, value[k]);
-        }
+        for (int k = 0; k < COUNT; ++k)
+          for (int v = 0; v < 2; ++v) value[k][v] = prelu<T>(value[k][v], load(slope + v * lanes));
+        put(q, p, value);
       });
     }
   };
 
   for (int64_t image = 0; image < s.n; ++image)
-    tile(image, 0, 1, between.data(), [&](int64_t q, int64_t, const Vec<T>* value) {
-      for (int v = 0; v < 2; ++v) store<T>(shifts.data() + image * s.c + q * width + v * lanes, value[v]);
+    tile(image, 0, 1, between.data(), [&](int64_t q, int64_t, const auto& values) {
+      for (int v = 0; v < 2; ++v) store<T>(shifts.data() + image * s.c + q * width + v * lanes, values[0][v]);
     });
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t task = 0; task < s.n * tasks; ++task) {
@@ -185,13 +190,19 @@ void taps(const S* const* maps, const Layer<T>* layers, S* out, T* variance, T* 
     std::fill(total, total + 2 * s.c, T(0));
     const T* const shift = shifts.data() + image * s.c;
     for (int64_t first = begin; first < end; first += TILE)
-      tile(image, first, std::min(TILE, end - first), z, [&](int64_t q, int64_t p, const Vec<T>* value) {
+      tile(image, first, std::min(TILE, end - first), z, [&](int64_t q, int64_t p, const auto& values) {
         for (int v = 0; v < 2; ++v) {
           const int64_t channel = q * width + v * lanes;
-          store(out + (image * s.pixels + first + p) * s.c + channel, value[v]);
-          const Vec<T> difference = value[v] - load(shift + channel);
-          store<T>(total + channel, Vec<T>(load(total + channel) + difference));
-          store<T>(total + s.c + channel, Vec<T>(load(total + s.c + channel) + difference * difference));
+          const Vec<T> origin = load(shift + channel);
+          Vec<T> sum = load(total + channel), square = load(total + s.c + channel);
+          for (const auto& value : values) {
+            store(out + (image * s.pixels + first + p + (&value - values)) * s.c + channel, value[v]);
+            const Vec<T> difference = value[v] - origin;
+            sum += difference;
+            square += difference * difference;
+          }
+          store<T>(total + channel, sum);
+          store<T>(total + s.c + channel, square);
         }
       });
     for (int64_t k = 0; k < 2 * s.c; ++k) sums[task * 2 * s.c + k] = total[k];
