@@ -2,16 +2,17 @@
 // fusion of all four taps with its own, and the statistics of the result that the channel attention needs.
 // `../fused.py` calls this and says what it computes.
 //
-// Maps are stored in type S and computed in type T, as in cffb.cpp. A map is (n, pixels, c) in memory. Work is done in tiles of TILE pixels, so that what lies between two layers stays in
-// the first-level cache. Its core is a product of M pixels with two vectors of output channels, whose sums stay in
-// registers: enough of them to hide the latency of a multiplication.
+// Maps are stored in type S and computed in type T, as in cffb.cpp. A map is (n, pixels, c) in memory. Work is done in
+// tiles of TILE pixels, so that what lies between two layers stays in the first-level cache. Its core is a product of M
+// pixels with two vectors of output channels, whose sums stay in registers: enough of them to hide the latency of a
+// multiplication.
 #include "vectors.h"
 
 namespace {
 
-constexpr int M = REGISTER == 64 ? 8 : 6;  // 2 M sums, 2 weights and a pixel's value in registers, addresses too
-constexpr int64_t TILE = 96;                // a multiple of M
-constexpr int64_t TASK = 16 * TILE;         // pixels whose statistics are summed in T
+constexpr int M = REGISTER == 64 ? 8 : 6;   // 2 M sums, 2 weights and a pixel's value in registers, addresses too
+constexpr int64_t TILE = 96;                 // a multiple of M; statistics are summed over it in T, beyond in double
+constexpr int64_t TASK = 8 * TILE;           // pixels that a thread takes at a time
 
 // A panel of a weight: its factors for two vectors of outputs, in the order in which `multiply` reads them.
 //
@@ -187,9 +188,9 @@ void taps(const S* const* maps, const Layer<T>* layers, S* out, T* variance, T* 
     const int64_t image = task / tasks, begin = task % tasks * TASK, end = std::min(begin + TASK, s.pixels);
     S* const z = between.data() + omp_get_thread_num() * TILE * 3 * s.tap;
     T* const total = totals.data() + omp_get_thread_num() * 2 * s.c;
-    std::fill(total, total + 2 * s.c, T(0));
     const T* const shift = shifts.data() + image * s.c;
-    for (int64_t first = begin; first < end; first += TILE)
+    for (int64_t first = begin; first < end; first += TILE) {
+      std::fill(total, total + 2 * s.c, T(0));
       tile(image, first, std::min(TILE, end - first), z, [&](int64_t q, int64_t p, const auto& values) {
         for (int v = 0; v < 2; ++v) {
           const int64_t channel = q * width + v * lanes;
@@ -205,7 +206,8 @@ void taps(const S* const* maps, const Layer<T>* layers, S* out, T* variance, T* 
           store<T>(total + s.c + channel, square);
         }
       });
-    for (int64_t k = 0; k < 2 * s.c; ++k) sums[task * 2 * s.c + k] = total[k];
+      for (int64_t k = 0; k < 2 * s.c; ++k) sums[task * 2 * s.c + k] += total[k];
+    }
   }
   for (int64_t image = 0; image < s.n; ++image)
     for (int64_t channel = 0; channel < s.c; ++channel) {
