@@ -132,10 +132,9 @@ def recalibrated(layers: list[RecConv]) -> list[torch.Tensor]:
                 recalibration = F.conv2d(image, transforms.flatten(0, 1), padding=size // 2, groups=image.shape[1])
             else:
                 patches = F.unfold(basis, size, padding=size // 2)  # (layers, n * size^2, K * K)
-                recalibration = torch.bmm(
-                    transforms.reshape(-1, in_per_group, in_per_group * size**2),
-                    patches.reshape(-1, in_per_group * size**2, patches.shape[2]),
-                )
+                patches = patches.reshape(-1, in_per_group * size**2, patches.shape[2]).transpose(1, 2).contiguous()
+                transforms = transforms.reshape(-1, in_per_group, in_per_group * size**2)
+                recalibration = _Products.apply(transforms, patches)
         together = (basis + recalibration.reshape(basis.shape)).reshape(-1, *shape)
         if stride[1] == 1 and stride[3] == shape[1]:
             # Channels last: for kernels that lie otherwise torch may take an algorithm that rounds otherwise.
@@ -143,6 +142,26 @@ def recalibrated(layers: list[RecConv]) -> list[torch.Tensor]:
             together = channels_last.reshape(-1, shape[0], *shape[2:], shape[1]).movedim(-1, 2)
         kernels |= zip(indices, together, strict=True)
     return [kernels[index] for index in range(len(layers))]
+
+
+class _Products(torch.autograd.Function):
+    """(B, outputs, inputs), (B, K * K, inputs) -> (B, outputs, K * K): transforms times patches, as `torch.bmm` has it.
+
+    With so few patches a CPU takes half the time for this order of the factors, and a third for the patches' gradient.
+    """
+
+    @staticmethod
+    def forward(transforms, patches):
+        return torch.bmm(patches, transforms.transpose(1, 2)).transpose(1, 2)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        transforms, patches = ctx.saved_tensors
+        return torch.bmm(grad, patches), torch.bmm(grad.transpose(1, 2), transforms)
 
 
 def at_once(model: nn.Module) -> nn.Module:

@@ -303,14 +303,19 @@ void backward(const S* x, const T* const* parameters, const S* grad_y, S* grad_x
       const auto input = [&](int64_t row) { return kept(2, row); };
       const S* const there = x + image + all[q].start;
       const auto keep_input = [&](int64_t row) {
+        const int64_t below = row + 1 < s.h ? s.row() : 0;  // what will be needed next is asked for now
         if (row >= 0 && row < s.h)
-          for (int64_t column = 0; column < s.w; ++column)
-            store<T>(kept(2, row) + column * lanes, load(there + row * s.row() + column * s.c));
+          for (int64_t column = 0; column < s.w; ++column) {
+            const S* const from = there + row * s.row() + column * s.c;
+            __builtin_prefetch(from + below, 0, 3);
+            store<T>(kept(2, row) + column * lanes, load(from));
+          }
       };
       for (int64_t row = begin - reach; row < begin + reach; ++row) keep_input(row);
       for (int64_t row = begin; row < bottom + reach; ++row) {
         keep_input(row + reach);
         const S* const grad_row = grad_y + image + row * s.row() + all[q].start;
+        const int64_t below = row + 1 < s.h ? s.row() : 0;
         for (int b = 0; b < 2 && row < s.h; ++b) {
           const Branch<T, M> branch = all[q].branch[b];
           const Rows<T> rows = rows_around<T>(row, s.rate[b], zero_row, s, input);
@@ -322,6 +327,7 @@ void backward(const S* x, const T* const* parameters, const S* grad_y, S* grad_x
             for (int p = 0; p < P; ++p) {
               const int64_t at = column + p * s.rate[b];
               grad[p] = decltype(beyond)::value && at >= s.w ? Vec<T>{} : load(grad_row + at * s.c);
+              if (b == 1) __builtin_prefetch(grad_row + at * s.c + below, 0, 3);
               sum.slope += out[p] > 0 ? Vec<T>{} : grad[p] * out[p];
               grad[p] = out[p] > 0 ? grad[p] : grad[p] * branch.slope;
               sum.bias += grad[p];
