@@ -137,6 +137,46 @@ def test_an_empty_batch():
     assert not any(tensor.any() for tensor in got)
 
 
+# --- what needs a GPU's compiler, but no GPU ---
+
+MAPS = ("x", "plus", "y", "grad", "before", "before0", "before1", "grad_x")
+WHOLE = ("rate", "rate0", "rate1", "n_pixels", "height", "width", "n_channels")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs Triton's compiler")
+@pytest.mark.parametrize(("capability", "per_group"), [(80, 1), (89, 2), (90, 1)])
+def test_the_kernels_compile_for_gpus_without_spilling_registers(capability, per_group, tmp_path, monkeypatch):
+    triton = pytest.importorskip("triton", reason="needs Triton: pip install triton")
+    from triton.backends.compiler import GPUTarget
+
+    from model import fused_gpu
+
+    assemblers = sorted((Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("ptxas*"))
+    if not assemblers:
+        pytest.skip("this Triton has no ptxas")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    parameters = [torch.empty(64, per_group, 3, 3)]
+    for kernel, direction in (
+        (fused_gpu._forward, "forward"),
+        (fused_gpu._before_activation, "backward"),
+        (fused_gpu._to_input, "forward"),
+    ):
+        sizes = fused_gpu._layout(direction, torch.empty(1, 64, 9, 9), parameters)[1] | {"add": True}
+        options = {"num_warps": sizes.pop("num_warps")}
+        constants = {name: value for name, value in sizes.items() if name in kernel.arg_names}
+        kinds = {name: "i32" for name in WHOLE} | {name: "*bf16" for name in MAPS}
+        signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names}
+        source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        (tmp_path / "kernel.ptx").write_text(compiled.asm["ptx"])
+        name = "sm_90a" if capability == 90 else f"sm_{capability}"
+        flags = ["-v", f"--gpu-name={name}", tmp_path / "kernel.ptx", "-o", tmp_path / "kernel.cubin"]
+        runs = [subprocess.run([tool, *flags], capture_output=True, text=True) for tool in assemblers]
+        said = [run.stderr for run in runs if not run.returncode]  # each knows other versions of the language
+        assert said, runs[0].stderr
+        assert "0 bytes spill stores, 0 bytes spill loads" in said[0], (kernel.fn.__name__, said[0])
+
+
 # --- what only a GPU shows ---
 
 

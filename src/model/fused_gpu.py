@@ -17,8 +17,10 @@ import torch
 import triton
 import triton.language as tl
 
-PIXELS = {"forward": 32, "backward": 128}  # that a program computes at a time, of all the images' in a row
-CHANNELS = {"forward": 64, "backward": 32}  # at most
+# The values that a program computes at a time: so few for each thread that they stay in its registers.
+PIXELS = {"forward": 16, "backward": 64}  # of all the images' in a row
+CHANNELS = {"forward": 64, "backward": 16}  # at most
+WARPS = 8
 TAPS = 9
 
 
@@ -185,5 +187,5 @@ def _layout(direction: str, x: torch.Tensor, parameters: Sequence[torch.Tensor])
     n_pixels, *_, channels = _shape(x)
     many, block = PIXELS[direction], min(CHANNELS[direction], triton.next_power_of_2(channels))
     wide = tl.float64 if x.dtype == torch.float64 else tl.float32
-    sizes = {"per_group": parameters[0].shape[1], "many": many, "block": block, "wide": wide}
+    sizes = {"per_group": parameters[0].shape[1], "many": many, "block": block, "wide": wide, "num_warps": WARPS}
     return (triton.cdiv(n_pixels, many), triton.cdiv(channels, block)), sizes
