@@ -137,3 +137,27 @@ def test_the_fusion_layer_may_be_recalibrated_or_have_hooks():
     hook.remove()
     assert seen == [1]
     assert torch.allclose(again, out, atol=1e-8)
+
+
+@pytest.mark.parametrize("recalibrated", [True, False])
+@pytest.mark.parametrize("converted", [True, False], ids=["bfloat16 itself", "autocast"])
+def test_a_network_in_bfloat16(recalibrated, converted):
+    """Its image is that of float32 to a rounding of features, with and without gradients, and each layer learns."""
+    torch.manual_seed(0)
+    network = KRGN(scale=2, n_resgroups=2, recalibrated=recalibrated)
+    x = torch.rand(2, 3, 13, 17) * 255
+    expected = network(x)
+    half = network.bfloat16() if converted else network
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not converted):
+        got = half(x.bfloat16().float())
+        with torch.no_grad():
+            folded = fold(half)(x.bfloat16().float())
+    for image in (got, folded):
+        assert image.dtype == torch.float32
+        assert (image - expected).norm() <= 0.01 * (expected - expected.mean()).norm()
+    got.mean().backward()
+    for name, parameter in half.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.dtype == parameter.dtype, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.any(), name
