@@ -21,7 +21,7 @@ from errors import UserError, run
 from evaluate import evaluate, protocol
 from model import MODELS, count_parameters
 from model.checkpoint import model_of, rebuild, unpack
-from model.precision import cpu_features
+from model.precision import AUTOCAST, autocast, cpu_features, resolve
 from model.recalibration import fold, is_recalibrated
 from model.tiling import peak_bytes
 from option import Parser, number, parse_args, path_flag, weights_file, whole_number
@@ -104,6 +104,9 @@ def build_parser() -> Parser:
     parser.add_argument("--tile", type=whole_number(0), default=0, metavar="PIXELS", help="test in tiles")
     parser.add_argument("--self_ensemble", action="store_true", help="test with self-ensemble")
     parser.add_argument("--metric_channel", choices=("y", "rgb"), default="y", help="as in main.py (default y)")
+    parser.add_argument(
+        "--precision", choices=("single", "half", "bf16", "auto"), default="single", help="as in main.py (default single)"
+    )
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     parser.add_argument(
         "--n_runs", type=whole_number(0), default=5, metavar="N", help="timed runs of each row; 0: none (default 5)"
@@ -127,6 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         refuse_foreign(args.out)
     device = choose_device(cpu=args.cpu, n_gpus=1, asked=False)
     args.load = load_of_others()
+    args.precision = resolve(args.precision, device)
     seed_everything(0)
     methods = [load(row, args, device) for row in args.rows]
     scale = only_scale(methods, args)
@@ -145,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     test_sets = [] if args.data_test == "none" else build_test_sets(options)
     if args.n_runs:
-        time_all(methods, args.n_runs, device)
+        time_all(methods, args.n_runs, device, args.precision)
     table = make_table(methods, test_sets, options, args, device)
     print("\n" + as_text(table))
     if args.out:
@@ -219,7 +223,7 @@ def names_apart(methods: list[Method]) -> None:
 
 
 @torch.inference_mode()
-def time_all(methods: list[Method], n_runs: int, device: torch.device) -> None:
+def time_all(methods: list[Method], n_runs: int, device: torch.device, precision: str) -> None:
     """Times every network, deployed and as saved, in turn, so that a machine that slows down slows all rows alike."""
     runs: list[tuple[nn.Module, torch.Tensor, list[float]]] = []
     for method in methods:
@@ -232,7 +236,8 @@ def time_all(methods: list[Method], n_runs: int, device: torch.device) -> None:
             runs.append((method.trained, image, method.trained_latencies))
     for turn in tqdm(range(-WARM_UP, n_runs), desc="timing", disable=None, leave=False):
         for network, image, found in runs:
-            seconds = timed(lambda network=network, image=image: network(image), device)
+            with autocast(device, precision):
+                seconds = timed(lambda network=network, image=image: network(image), device)
             if turn >= 0:
                 found.append(seconds)
 
@@ -257,7 +262,7 @@ def mult_adds(network: nn.Module, scale: int, n_colors: int) -> float:
     return counter.get_total_flops() / 2 * area
 
 
-def memory(method: Method, device: torch.device) -> int:
+def memory(method: Method, device: torch.device, precision: str) -> int:
     """Bytes of weights, image and features that live at the same time, at most, for the image that is timed."""
     image = torch.rand(1, method.n_colors, *lr_size(method.scale)).to(device, memory_format=torch.channels_last)
     network = method.deployed
@@ -266,10 +271,10 @@ def memory(method: Method, device: torch.device) -> int:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(device, precision):
             network(image)
         return torch.cuda.max_memory_allocated(device) - before + weights + image.nbytes
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(device, precision):
         return peak_bytes(network, image) + weights + image.nbytes
 
 
@@ -290,7 +295,7 @@ def make_table(methods: list[Method], test_sets: list, options, args, device: to
         row += [round(mult_adds(method.deployed, scale, method.n_colors) / 1e9, 2) if network else None]
         if timings:
             row += latency_cells(method)
-        row += [round(memory(method, device) / 2**20, 1) if network else None]
+        row += [round(memory(method, device, args.precision) / 2**20, 1) if network else None]
         for test_set in test_sets:
             scores = evaluate(
                 method.deployed,
@@ -301,6 +306,7 @@ def make_table(methods: list[Method], test_sets: list, options, args, device: to
                 tile=args.tile if network else 0,
                 self_ensemble=args.self_ensemble and network,
                 channel=args.metric_channel,
+                precision=args.precision,
             )
             row += [scores.psnr, scores.ssim]  # whole: what is rounded twice may end on another digit
         rows.append(row)
@@ -344,15 +350,16 @@ def notes(methods: list[Method], options, args, device: torch.device) -> list[st
     height, width = lr_size(methods[0].scale)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    arithmetic = str(AUTOCAST.get(args.precision, torch.float32)).removeprefix("torch.")
     said = [
-        f"scores: {protocol(options)}; bicubic: the LR file enlarged by MATLAB's recipe, whole image",
+        f"scores: {protocol(options)}; {arithmetic}; bicubic: the LR file enlarged by MATLAB's recipe, whole image",
         "every network is folded; parameters include the fixed mean shift of 24",
         f"mult-adds: matrix products and convolutions, counted by operator, for {OUTPUT[1]}x{OUTPUT[0]} output",
-        f"memory: weights, input and features alive at one time, float32, for a {width}x{height} input",
+        f"memory: weights, input and features alive at one time, {arithmetic}, for a {width}x{height} input",
     ]
     if args.n_runs:
         said.append(
-            f"latency: {args.n_runs} runs, rows in turn, after {WARM_UP} of warm-up; {width}x{height} input, float32, "
+            f"latency: {args.n_runs} runs, rows in turn, after {WARM_UP} of warm-up; {width}x{height} input, {arithmetic}, "
             f"channels last; {where} ({', '.join(cpu_features())}){threads}; {args.load:.2f} processes of others were "
             "running before"
         )

@@ -128,7 +128,7 @@ def test_rows_are_timed_in_turn(monkeypatch):
         return 0.1 * len(order)
 
     monkeypatch.setattr(tabulate, "timed", timed)
-    tabulate.time_all(methods, 3, torch.device("cpu"))
+    tabulate.time_all(methods, 3, torch.device("cpu"), "single")
     assert order == ["a", "a trained", "b", "b trained"] * (tabulate.WARM_UP + 3)
     assert len(methods[0].latencies) == len(methods[1].trained_latencies) == 3
     assert tabulate.latency_cells(methods[0])[2] > 1
