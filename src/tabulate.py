@@ -105,7 +105,10 @@ def build_parser() -> Parser:
     parser.add_argument("--self_ensemble", action="store_true", help="test with self-ensemble")
     parser.add_argument("--metric_channel", choices=("y", "rgb"), default="y", help="as in main.py (default y)")
     parser.add_argument(
-        "--precision", choices=("single", "half", "bf16", "auto"), default="single", help="as in main.py (default single)"
+        "--precision",
+        choices=("single", "half", "bf16", "auto"),
+        default="single",
+        help="as in main.py (default single)",
     )
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     parser.add_argument(
@@ -359,9 +362,9 @@ def notes(methods: list[Method], options, args, device: torch.device) -> list[st
     ]
     if args.n_runs:
         said.append(
-            f"latency: {args.n_runs} runs, rows in turn, after {WARM_UP} of warm-up; {width}x{height} input, {arithmetic}, "
-            f"channels last; {where} ({', '.join(cpu_features())}){threads}; {args.load:.2f} processes of others were "
-            "running before"
+            f"latency: {args.n_runs} runs, rows in turn, after {WARM_UP} of warm-up; {width}x{height} input, "
+            f"{arithmetic}, channels last; {where} ({', '.join(cpu_features())}){threads}; "
+            f"{args.load:.2f} processes of others were running before"
         )
     if args.published:
         said.append("published: as printed by the authors, not measured; their bicubic follows SRCNN's protocol")

@@ -164,7 +164,7 @@ def test_the_kernels_compile_for_gpus_without_spilling_registers(capability, per
         sizes = fused_gpu._layout(direction, torch.empty(1, 64, 9, 9), parameters)[1] | {"add": True}
         options = {"num_warps": sizes.pop("num_warps")}
         constants = {name: value for name, value in sizes.items() if name in kernel.arg_names}
-        kinds = {name: "i32" for name in WHOLE} | {name: "*bf16" for name in MAPS}
+        kinds = dict.fromkeys(WHOLE, "i32") | dict.fromkeys(MAPS, "*bf16")
         signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names}
         source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

@@ -30,7 +30,8 @@ struct Product {
 
   static Vec<T> load(const Factor* from) { return ::load(from); }
 
-  static inline __attribute__((always_inline)) void add(const S* x, const Vec<T>& a, const Vec<T>& b, Vec<T> (&sum)[2]) {
+  static inline __attribute__((always_inline)) void add(const S* x, const Vec<T>& a, const Vec<T>& b,
+                                                        Vec<T> (&sum)[2]) {
     const T value = widened(*x);
     sum[0] += value * a;
     sum[1] += value * b;
@@ -159,7 +160,8 @@ void taps(const S* const* maps, const Layer<T>* layers, S* out, T* variance, T* 
           multiply<COUNT, S, T>(maps[i] + (at + p) * s.c, s.c, panel, s.c, value);
           for (int k = 0; k < COUNT; ++k)
             for (int v = 0; v < 2; ++v)
-              store(z + (p + k) * 3 * s.tap + i * s.tap + q * width + v * lanes, prelu<T>(value[k][v], load(slope + v * lanes)));
+              store(z + ((p + k) * 3 + i) * s.tap + q * width + v * lanes,
+                    prelu<T>(value[k][v], load(slope + v * lanes)));
         });
       }
     for (int64_t q = 0; q < panels; ++q) {
