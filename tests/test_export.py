@@ -331,6 +331,21 @@ def test_mean_shifts_and_moments_of_the_deployed_copy(trained):
     assert "exact" in said[0]
 
 
+def test_krgn_without_prelu_is_the_same_function_and_large_slopes_stay():
+    torch.manual_seed(1)
+    network = KRGN(scale=2, n_feats=8, n_resgroups=1, recalibrated=False).double().eval()
+    for module in network.modules():
+        if isinstance(module, nn.PReLU):
+            nn.init.uniform_(module.weight, -0.5, 1.0)
+    network.body[0].blocks[1].conv_acts[3][1].weight.data[2] = 1.5
+    replaced = formats.without_prelu(copy.deepcopy(network))
+    kinds = [type(group).__name__ for group in replaced.body[0].blocks]
+    assert kinds == ["ReluRCG", "RCG", "ReluRCG"]
+    image = torch.rand(1, 3, 12, 9).double() * 255
+    with torch.no_grad():
+        assert torch.allclose(network(image), replaced(image), atol=1e-9, rtol=0)
+
+
 def test_files_of_others_are_left_alone(trained, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

@@ -21,9 +21,10 @@ constexpr int64_t BAND = 32;
 
 // Bytes of rows that a chain keeps: so many that they stay in the second-level cache beside what passes through.
 inline int64_t kept_bytes() {
-  int64_t cache = 0;
 #ifdef _SC_LEVEL2_CACHE_SIZE
-  cache = sysconf(_SC_LEVEL2_CACHE_SIZE);  // 0 or -1 where nobody knows
+  static const int64_t cache = sysconf(_SC_LEVEL2_CACHE_SIZE);  // 0 or -1 where nobody knows
+#else
+  constexpr int64_t cache = 0;
 #endif
   return std::clamp<int64_t>(cache, 256 << 10, 2 << 20) / 8 * 5;
 }
