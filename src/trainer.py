@@ -50,6 +50,8 @@ from utility import load_tensors
 log = logging.getLogger("krgn")
 
 MAX_SKIPPED = 100  # batches skipped one after the other that end a run: it will not recover
+DIVERGED = 10  # times the last epoch's mean loss: from there on the weights are no good
+RECENT = 20  # batches over which the loss is averaged for that
 SMALLER_SCALES = 24  # times that half precision may halve its scale, 2^16 at first, before something else is wrong
 
 
@@ -127,7 +129,8 @@ class Trainer:
         self.history: list[dict] = []
         self.skipped: list[dict] = []  # batches that never reached the weights, and why
         self.in_a_row = 0  # how many of them came last
-        self.suspect = False  # whether the weights may be why: then they are not saved
+        self.recent = 0.0  # moving average of the loss over `RECENT` batches
+        self.suspect = False  # whether the weights may be why, or the loss has exploded: then they are not saved
         self.n_images = len(train_set)
         if state is not None:
             self._restore(state)
@@ -191,7 +194,8 @@ class Trainer:
                     self._read(alone=True)
                 saved = self._save_state()
             said = f"state saved after {self.epoch} epochs and {self.batch} batches"
-            said = said if saved else "the last batches were skipped, so the state saved before them stays"
+            why = "the last batches were skipped" if self.in_a_row else "the loss has exploded"
+            said = said if saved else f"{why}, so the state saved before that stays"
             log.info("%s: go on with --load %s", said, self.experiment.name)
             if parallel.lost(error):
                 raise UserError(f"another process of this run has ended ({error}): see what it said") from None
@@ -251,6 +255,19 @@ class Trainer:
                     self.told = True
                     left = (self.args.epochs * total - self.done) * elapsed / (self.batch - done_before)
                     log.info("about %.1f hours of training to the end, validation not counted", left / 3600)
+        if self._exploded():
+            raise self._diverged(f"the loss rose from {self.last_loss:.4g} in the last epoch to {self.recent:.4g}")
+
+    def _exploded(self) -> bool:
+        """Whether the loss is far above the last epoch's. A discriminator's part of it says nothing about that."""
+        return self.adversary is None and self.recent > DIVERGED * self.last_loss > 0
+
+    def _diverged(self, why: str) -> Diverged:
+        mend = f"--load {self.experiment.name} --override lr --lr {self.args.lr / 2:g}"
+        return Diverged(
+            f"{why}: training diverged; the last good state is kept: go on with {mend}, or lower --lr, set --gclip or "
+            "raise --skip_threshold in another run"
+        )
 
     def _step(self, lr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
         """One optimizer step on a batch, in --split_batch parts; none where the batch is not good for one.
@@ -341,7 +358,8 @@ class Trainer:
                 self.sums = [total + value for total, value in zip(self.sums, values, strict=True)]
                 self.norms += norms[0]
                 self.counted += 1
-                self.in_a_row, self.suspect = 0, False
+                self.recent += (sum(values[: len(self.args.loss)]) - self.recent) / RECENT
+                self.in_a_row, self.suspect = 0, self._exploded()
                 continue
             self.in_a_row += 1
             self.suspect = self.suspect or not self._overflowed(values, norms)
@@ -349,12 +367,7 @@ class Trainer:
             self._book_skipped(told.batch, reason, told.names, alone)
             if self.in_a_row == MAX_SKIPPED:
                 self.unread.clear()
-                mend = f"--load {self.experiment.name} --override lr --lr {self.args.lr / 2:g}"
-                raise Diverged(
-                    f"{self.in_a_row} batches in a row were skipped, the last because {reason}: training diverged; "
-                    f"the last good state is kept: go on with {mend}, or lower --lr, set --gclip or raise "
-                    "--skip_threshold in another run"
-                )
+                raise self._diverged(f"{self.in_a_row} batches in a row were skipped, the last because {reason}")
         if stop:
             self._read(alone=alone)
             raise errors.Interrupted(errors.pending() or errors.SIGTERM)
@@ -524,6 +537,7 @@ class Trainer:
             self.critic_optimizer.load_state_dict({"state": moments, "param_groups": groups})
         for name in self._PROGRESS:
             setattr(self, name, state["progress"][name])
+        self.recent = self.last_loss if math.isfinite(self.last_loss) else 0.0
         if self.best and self.best.get("on", self._best_on()) != self._best_on():
             log.info("the best epoch was chosen on %s: it is chosen anew, on %s", self.best["on"], self._best_on())
             self.best = {}

@@ -220,6 +220,25 @@ def test_weights_that_were_not_saved_are_not_the_best(small_set, monkeypatch):
     assert load_tensors(folder / "model/model_best.pt")["facts"]["epoch"] == 2
 
 
+def test_an_exploded_loss_keeps_the_last_good_state(small_set, monkeypatch):
+    """A run whose loss rises to a hundred times the last epoch's ends with the epoch; what was saved before stays."""
+    folder = small_set.parent / "experiment/small"
+    monkeypatch.setattr(trainer, "RECENT", 2)
+    forward, calls = Loss.forward, itertools.count()
+
+    def explode(self, sr, hr):
+        return forward(self, sr, hr) * (1 if next(calls) < 6 else 100)
+
+    monkeypatch.setattr(Loss, "forward", explode)
+    with pytest.raises(trainer.Diverged, match=r"the loss rose from \d.* in the last epoch to \d.*: training diverged"):
+        launch(*small_run(small_set, "--save_every", "1e-9"))
+    progress = load_tensors(folder / "state.pt")["progress"]
+    assert (progress["epoch"], progress["batch"]) == (1, 2)
+    monkeypatch.setattr(Loss, "forward", forward)
+    launch("--cpu", "--n_threads", "0", "--load", "small", "--dir_experiment", folder.parent)
+    assert len(history(folder)) == 2
+
+
 @pytest.mark.parametrize("ahead", [1, 3])
 def test_what_is_read_late_is_booked_all_the_same(small_set, monkeypatch, ahead):
     """As on a GPU, where the host runs ahead of the device: history, skipped batches and the state are the same."""
