@@ -27,13 +27,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import figures
-from errors import UserError
-from errors import run as run_program
 from model.krgn import KRGN
-from optimisation import make_optimizer
 from option import Parser, number, parse_args, path_flag, whole_number
-from tables import as_text, read_csv, refuse_foreign, write_all
+from reporting import figures
+from reporting.tables import as_text, read_csv, refuse_foreign, write_all
+from runtime.errors import UserError
+from runtime.errors import run as run_program
+from train.optim import make_optimizer
 from utility import choose_device, git_commit, keep_memory, processor, read_json, timed, write_bytes
 
 SRC = Path(__file__).resolve().parent

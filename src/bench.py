@@ -36,17 +36,17 @@ from tqdm import tqdm
 
 from data import build_test_sets, build_train_set, train_batches
 from data.image import read_image, write_png
-from errors import UserError
-from errors import run as run_program
-from evaluate import evaluate
+from evaluation.evaluate import evaluate
 from model.external import import_spandrel
 from model.krgn import KRGN
 from model.precision import InPrecision, autocast, cpu_features, is_native
 from model.recalibration import RecConv, fold
-from optimisation import make_optimizer
 from option import Parser, parse_args, path_flag, whole_number
 from option import build_parser as training_parser
-from tables import as_text, refuse_foreign, write_all
+from reporting.tables import as_text, refuse_foreign, write_all
+from runtime.errors import UserError
+from runtime.errors import run as run_program
+from train.optim import make_optimizer
 from utility import fresh_processes, git_commit, keep_memory, load_of_others, processor, timed
 
 SCALE = 4

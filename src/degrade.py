@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-import figures
 from data.degradation import Degradation
 from data.image import read_image
 from data.resize import downscale
-from errors import UserError, run
 from option import Parser, degradation, path_flag, scale_factor, whole_number
+from reporting import figures
+from runtime.errors import UserError, run
 from utility import write_bytes
 
 SEEDS = (1, 2, 3)

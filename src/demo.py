@@ -12,16 +12,16 @@ import numpy as np
 import skimage
 import torch
 
-import figures
 from data import build_test_sets, resize
 from data.image import read_image, write_png
-from errors import UserError, run
-from evaluate import evaluate, protocol
-from metrics import psnr_ssim
+from evaluation.evaluate import evaluate, protocol
+from evaluation.metrics import psnr_ssim
 from model.checkpoint import rebuild, unpack
 from option import Parser, parse_args, path_flag
 from option import build_parser as training_parser
-from tables import read_csv
+from reporting import figures
+from reporting.tables import read_csv
+from runtime.errors import UserError, run
 from utility import choose_device, load_tensors, write_bytes
 
 NAME = "Photos"

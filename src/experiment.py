@@ -28,11 +28,11 @@ from pathlib import Path
 
 import torch
 
-import figures
-import folded
-import parallel
-from errors import UserError, printable
-from tables import csv_text
+from deploy import folded
+from reporting import figures
+from reporting.tables import csv_text
+from runtime import distributed
+from runtime.errors import UserError, printable
 from utility import git_commit, is_temporary, load_tensors, log_to, remove_abandoned, save_tensors, write_bytes
 
 log = logging.getLogger("krgn")
@@ -65,7 +65,7 @@ class Experiment:
         """
         name = self.name
         ours = (self.folder / _MARKER).is_file()
-        if training and ours and parallel.is_main():
+        if training and ours and distributed.is_main():
             self._lock()
         if load:
             if not self.state_path.is_file():

@@ -23,17 +23,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import folded
-import formats
 from data import resize
 from data.image import list_images, read_image
 from data.srdata import to_tensor
-from errors import UserError, printable, run
-from formats import FORMATS, Runner, Use
-from metrics import psnr_ssim, quantise
+from deploy import folded, formats
+from deploy.formats import FORMATS, Runner, Use
+from evaluation.metrics import psnr_ssim, quantise
 from model import count_parameters
 from model.checkpoint import model_of, rebuild, unpack
 from option import Parser, number, path_flag, weights_file, whole_number
+from runtime.errors import UserError, printable, run
 from utility import digest, git_commit, load_tensors, read_json, start_log, timed, write_bytes
 
 log = logging.getLogger("krgn")

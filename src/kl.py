@@ -21,17 +21,17 @@ import skimage
 import torch
 from torch import nn
 
-import figures
 from data import resize
 from data.image import read_image
 from data.srdata import to_tensor
-from errors import UserError, run
 from model import MODELS
 from model.checkpoint import Checkpoint, model_of, rebuild, unpack
 from model.recalibration import fold
 from model.tiling import Tiles
 from option import Parser, number, path_flag, weights_file
-from tables import csv_text
+from reporting import figures
+from reporting.tables import csv_text
+from runtime.errors import UserError, run
 from utility import load_tensors, start_log, write_bytes
 
 log = logging.getLogger("krgn")

@@ -1,7 +1,7 @@
 """Train or test: `python main.py --help`. Options -> network, data, experiment -> `Trainer.fit` or `evaluate.test`."""
 
-from errors import UserError, run
 from option import OptionError, Options, continue_with, parse_args
+from runtime.errors import UserError, run
 
 
 def main(args: Options) -> None:
@@ -11,14 +11,14 @@ def main(args: Options) -> None:
 
     import torch
 
-    import parallel
     from data import build_test_sets, build_train_set
-    from evaluate import test
+    from evaluation.evaluate import test
     from experiment import Experiment
     from model import build_model, describe, external, precision
     from model.checkpoint import adopt, load_pre_train, unpack
     from model.recalibration import fold
-    from trainer import Trainer
+    from runtime import distributed
+    from train.trainer import Trainer
     from utility import choose_device, keep_memory, load_tensors, seed_everything, start_log
 
     log = start_log()
@@ -48,16 +48,16 @@ def main(args: Options) -> None:
     network = network.to(device, memory_format=torch.channels_last)
     log.info(describe(network, args.model))
 
-    with parallel.processes(device):
-        args = args.replace(precision=parallel.of_main(precision.resolve(args.precision, device)))
+    with distributed.processes(device):
+        args = args.replace(precision=distributed.of_main(precision.resolve(args.precision, device)))
         if not args.test_only:
-            parallel.share(args.batch_size)
-        with parallel.main_first():
+            distributed.share(args.batch_size)
+        with distributed.main_first():
             test_sets = build_test_sets(args)
             train_set = None if args.test_only else build_train_set(args)
-        if parallel.is_main():
+        if distributed.is_main():
             experiment.create(args.values(), training=not args.test_only, reset=args.reset)
-        parallel.barrier()
+        distributed.barrier()
         if args.test_only:
             test(args, fold(network), test_sets, experiment, device)
         else:

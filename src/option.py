@@ -10,7 +10,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-from errors import printable
+from runtime.errors import printable
 
 # Which flags describe each network, with its defaults; a flag that is given replaces them. Baselines are plain.
 MODELS = {

@@ -24,14 +24,14 @@ from urllib.parse import quote
 import numpy as np
 import torch
 
-import figures  # before matplotlib, whose backend it chooses
 from data import resize, usable_cores
 from data.demo import shortened
 from data.image import for_each, read_image, write_png
-from errors import UserError, printable, run
-from metrics import LUMA_NETWORK, protocol, psnr_ssim, rgb_to_y
+from evaluation.metrics import LUMA_NETWORK, protocol, psnr_ssim, rgb_to_y
 from option import Parser, path_flag, whole_number
-from tables import read_csv
+from reporting import figures  # before matplotlib, whose backend it chooses
+from reporting.tables import read_csv
+from runtime.errors import UserError, printable, run
 from utility import read_json, read_regular, write_bytes
 
 BICUBIC, HR = "bicubic", "HR"

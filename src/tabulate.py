@@ -17,8 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from data import build_test_sets, resize
-from errors import UserError, run
-from evaluate import evaluate, protocol
+from evaluation.evaluate import evaluate, protocol
 from model import MODELS, count_parameters
 from model.checkpoint import model_of, rebuild, unpack
 from model.precision import AUTOCAST, autocast, cpu_features, resolve
@@ -26,7 +25,8 @@ from model.recalibration import fold, is_recalibrated
 from model.tiling import peak_bytes
 from option import Parser, number, parse_args, path_flag, weights_file, whole_number
 from option import build_parser as training_parser
-from tables import as_text, refuse_foreign, tabulate, write_all
+from reporting.tables import as_text, refuse_foreign, tabulate, write_all
+from runtime.errors import UserError, run
 from utility import choose_device, digest, git_commit, load_of_others, load_tensors, processor, seed_everything, timed
 
 __all__ = ["tabulate"]  # torch looks for the PyPI package of this name when a program ends, and finds this file

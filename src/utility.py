@@ -32,8 +32,8 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-import parallel
-from errors import UserError, printable, says_out_of_memory
+from runtime import distributed
+from runtime.errors import UserError, printable, says_out_of_memory
 
 LOG = logging.getLogger("krgn")
 
@@ -50,13 +50,13 @@ def choose_device(*, cpu: bool, n_gpus: int, asked: bool) -> torch.device:
     visible = 0 if cpu else torch.cuda.device_count()
     # "single" means float32 all through: by default cuDNN would round the factors of its products to TF32.
     torch.backends.cudnn.allow_tf32 = False
-    if parallel.launched():
+    if distributed.launched():
         if n_gpus > 1:
             raise UserError(
                 f"--n_GPUs {n_gpus}: under torchrun each process uses one GPU: give --nproc_per_node instead"
             )
         LOG.info("device: %s", f"a GPU for each process ({torch.cuda.get_device_name()})" if visible else "CPU")
-        return parallel.local_device(visible) if visible else torch.device("cpu")
+        return distributed.local_device(visible) if visible else torch.device("cpu")
     if not cpu and n_gpus > visible and (asked or visible):
         setting = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
         raise UserError(
@@ -575,7 +575,7 @@ def start_log() -> logging.Logger:
     for handler in list(LOG.handlers):
         LOG.removeHandler(handler)
         handler.close()
-    LOG.setLevel(logging.INFO if parallel.is_main() else logging.ERROR)
+    LOG.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     LOG.propagate = False
     terminal = _Terminal()
     terminal.setFormatter(_OneLine())

@@ -18,8 +18,8 @@ import skimage
 import torch
 
 from data.image import read_image, write_png
-from errors import UserError, run
 from option import Parser
+from runtime.errors import UserError, run
 from utility import load_tensors
 
 SRC = Path(__file__).resolve().parent

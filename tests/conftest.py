@@ -90,7 +90,7 @@ def assert_one_line(run: subprocess.CompletedProcess, *words: str) -> None:
 def _curves_drawn_where_asked(request, monkeypatch):
     """Drawing a run's curves takes longer than its training here: only tests marked `curves` do so."""
     if not request.node.get_closest_marker("curves"):
-        monkeypatch.setattr("figures.curves", lambda history: {})
+        monkeypatch.setattr("reporting.figures.curves", lambda history: {})
 
 
 @pytest.fixture(autouse=True)

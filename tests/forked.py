@@ -15,7 +15,7 @@ from pathlib import Path
 
 SRC = Path(__file__).resolve().parent.parent / "src"
 # What most programs import; nothing of it starts a thread.
-LOADED = ["forked", "torch._dynamo", "skimage", "matplotlib.figure", "trainer", "evaluate"]
+LOADED = ["forked", "torch._dynamo", "skimage", "matplotlib.figure", "train.trainer", "evaluation.evaluate"]
 
 _forkserver = multiprocessing.get_context("forkserver")
 

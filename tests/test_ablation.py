@@ -9,7 +9,7 @@ from conftest import assert_one_line, program
 from test_training import launch
 
 import ablation
-from errors import UserError
+from runtime.errors import UserError
 from utility import load_tensors
 
 

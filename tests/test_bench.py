@@ -8,7 +8,7 @@ from conftest import assert_one_line, program
 
 import bench
 from bench import Case
-from errors import UserError
+from runtime.errors import UserError
 
 
 def test_the_published_form_computes_what_ours_does():

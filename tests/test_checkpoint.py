@@ -15,13 +15,13 @@ import safetensors.torch
 import torch
 from test_recalibration import randomise
 
-import folded
-from errors import UserError
+from deploy import folded
 from model import build_model
 from model.checkpoint import adopt, load_pre_train, load_weights, pack, rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import RecConv, fold, is_recalibrated
 from option import parse_args
+from runtime.errors import UserError
 from utility import load_tensors, save_tensors
 
 SHAPE = {"scale": 2, "n_feats": 16, "n_resgroups": 2, "groups": 4, "dilation": 2}

@@ -18,9 +18,9 @@ from PIL import Image, features
 from data import build_test_sets, build_train_set, resize, srdata, train_batches
 from data import image as files
 from data.srdata import ImageSet, TrainSet, cached, pair_up, to_tensor
-from errors import UserError
-from metrics import rgb_to_y
+from evaluation.metrics import rgb_to_y
 from option import parse_args
+from runtime.errors import UserError
 
 RANDOM = np.random.default_rng(0)
 

@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from data.image import read_image, read_size
-from errors import UserError
+from runtime.errors import UserError
 
 RANDOM = np.random.default_rng(0)
 DEEP = RANDOM.integers(0, 65536, (37, 45, 5), dtype=np.uint16)  # sides that no tile and no byte divides

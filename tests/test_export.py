@@ -17,14 +17,13 @@ from test_recalibration import randomise
 from torch import nn
 
 import export
-import folded
-import formats
-from errors import UserError
+from deploy import folded, formats
 from model import build_model
 from model.checkpoint import pack, rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import RecConv, fold, is_recalibrated, recalibrate
 from option import parse_args
+from runtime.errors import UserError
 from utility import load_tensors, save_tensors
 
 SHAPE = {"scale": 3, "n_feats": 12, "n_resgroups": 1, "groups": 4, "dilation": 2}
@@ -42,7 +41,7 @@ def trained(tmp_path):
 
 
 def test_the_folded_file_says_all_it_takes(trained, tmp_path):
-    target = tmp_path / "folded.safetensors"
+    target = tmp_path / "deploy.folded.safetensors"
     assert folded.write(trained, target) < folded.TOLERANCE
     content = load_tensors(target)
     facts = content["facts"]
@@ -98,8 +97,8 @@ def test_a_broken_fold_is_caught(trained, tmp_path, monkeypatch, broken):
     """And the line says in which layer it begins."""
     monkeypatch.setattr(folded, "fold", broken)
     with pytest.raises(UserError, match=r"differs by .* of 255.*first in body.0.blocks.0.conv_acts.\d.0"):
-        folded.write(trained, tmp_path / "folded.safetensors")
-    assert not (tmp_path / "folded.safetensors").exists()
+        folded.write(trained, tmp_path / "deploy.folded.safetensors")
+    assert not (tmp_path / "deploy.folded.safetensors").exists()
     with pytest.raises(UserError, match="differs"):
         export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
@@ -129,7 +128,7 @@ def test_a_fold_that_fails_does_not_end_a_training(small_set, monkeypatch, capsy
 
 
 def test_damaged_safetensors(trained, tmp_path):
-    target = tmp_path / "folded.safetensors"
+    target = tmp_path / "deploy.folded.safetensors"
     folded.write(trained, target)
     whole = target.read_bytes()
     for content in (whole[:100], whole[:-10], b"", b"\xff" * 64):

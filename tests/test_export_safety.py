@@ -14,11 +14,11 @@ import torch
 from test_recalibration import randomise
 
 import export
-import formats
-from errors import UserError, printable
+from deploy import formats
 from model.checkpoint import pack
 from model.krgn import KRGN
 from model.recalibration import fold
+from runtime.errors import UserError, printable
 from utility import save_tensors
 
 SHAPE = {"scale": 2, "n_feats": 8, "n_resgroups": 1, "groups": 4}

@@ -12,10 +12,10 @@ from fuzz import images as fuzz
 from PIL import Image, TiffImagePlugin
 from test_pictures import launch
 
-import evaluate
 from data import image as files
 from data.image import read_image, read_own, read_size, write_png
-from errors import UserError
+from evaluation import evaluate
+from runtime.errors import UserError
 
 
 def png(width: int, height: int, *between: tuple[bytes, bytes], data: bytes = b"") -> bytes:

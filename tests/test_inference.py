@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from errors import says_out_of_memory
 from model import inference
 from model.inference import CHOP_MARGIN, chop, self_ensemble
 from model.krgn import KRGN
+from runtime.errors import says_out_of_memory
 
 
 def local(image: torch.Tensor) -> torch.Tensor:

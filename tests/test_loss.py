@@ -8,11 +8,11 @@ import torch
 from conftest import assert_one_line, program, small_run
 from test_main import equal, history, launch, weights
 
-import trainer
-from errors import UserError
 from loss import Charbonnier, FrequencyL1, Loss, perceptual
 from loss.adversarial import KINDS, Adversarial
 from loss.perceptual import Perceptual, load_vgg19, vgg19
+from runtime.errors import UserError
+from train import trainer
 from utility import load_tensors, save_tensors
 
 

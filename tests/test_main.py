@@ -17,17 +17,17 @@ from PIL import Image
 from test_recalibration import randomise
 
 import export
-import trainer
 from data import build_test_sets, usable_cores
 from data.image import read_image, write_png
-from errors import UserError
-from evaluate import Scores, evaluate
+from evaluation.evaluate import Scores, evaluate
 from main import main
 from model import build_model
 from model.checkpoint import pack, rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import is_recalibrated
 from option import parse_args
+from runtime.errors import UserError
+from train import trainer
 from utility import load_tensors, save_tensors, seed_everything
 
 

@@ -9,7 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from data import resize
 from data.image import read_image
-from metrics import psnr, psnr_ssim, quantise, rgb_to_chroma, rgb_to_y, ssim, with_chroma
+from evaluation.metrics import psnr, psnr_ssim, quantise, rgb_to_chroma, rgb_to_y, ssim, with_chroma
 
 
 def tensor(pixels: np.ndarray) -> torch.Tensor:

@@ -13,7 +13,6 @@ from torch import nn
 import export
 import kl
 from data.image import read_image
-from errors import UserError
 from main import main
 from model import MODELS, build_model, count_parameters
 from model.checkpoint import adopt, load_pre_train, model_of, pack, rebuild, unpack
@@ -21,6 +20,7 @@ from model.edsr import EDSR
 from model.rcan import RCAN
 from model.recalibration import RecConv, basis_is_frozen, is_recalibrated
 from option import OptionError, parse_args
+from runtime.errors import UserError
 from utility import load_tensors, save_tensors
 
 TINY = {

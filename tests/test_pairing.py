@@ -12,8 +12,8 @@ from PIL import Image
 import prepare
 from data import build_test_sets, build_train_set, pairing
 from data.image import read_image, write_png
-from errors import UserError
 from option import parse_args
+from runtime.errors import UserError
 
 NAMES = ("0001", "0002", "0003")
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-import evaluate
 import report
 import tabulate
 from data import image as files
 from data import resize
 from data.image import read_image, write_png
+from evaluation import evaluate
+from evaluation.metrics import psnr_ssim, rgb_to_chroma, rgb_to_y
 from main import main
-from metrics import psnr_ssim, rgb_to_chroma, rgb_to_y
 from model.checkpoint import pack
 from model.krgn import KRGN
 from option import parse_args

@@ -24,8 +24,8 @@ import prepare
 from data import build_test_sets, build_train_set, layouts, resize
 from data.arrange import Room
 from data.image import list_images, read_image, write_png
-from errors import UserError
 from option import parse_args
+from runtime.errors import UserError
 
 
 def recognised(source: str, *paths: str, is_archive: bool = False) -> dict[str, tuple]:

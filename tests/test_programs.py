@@ -11,12 +11,12 @@ from PIL import Image
 from test_recalibration import randomise
 
 import demo
-import figures
 import kl
 from data.image import list_images, read_image
-from errors import UserError
 from model.checkpoint import pack
 from model.krgn import KRGN
+from reporting import figures
+from runtime.errors import UserError
 from utility import load_tensors, save_tensors
 
 

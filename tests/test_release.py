@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, program
 
 from data.srdata import to_tensor
-from folded import inputs
+from deploy.folded import inputs
 from model.checkpoint import rebuild, unpack
 from model.recalibration import is_recalibrated
 from tabulate import PUBLISHED

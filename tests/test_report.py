@@ -13,16 +13,16 @@ from conftest import assert_one_line, program
 from PIL import Image
 from test_recalibration import randomise
 
-import figures
 import main as main_program
 import report
 from data import resize
 from data.image import read_image, write_png
-from errors import UserError
-from metrics import protocol, psnr_ssim, rgb_to_y
+from evaluation.metrics import protocol, psnr_ssim, rgb_to_y
 from model.checkpoint import pack
 from model.krgn import KRGN
 from option import parse_args
+from reporting import figures
+from runtime.errors import UserError
 from utility import save_tensors
 
 PROTOCOL = protocol("y")

@@ -15,12 +15,12 @@ from conftest import ROOT, small_run
 from test_house import PARSERS
 from test_main import equal, history, launch, weights
 
-import figures
-import trainer
 import utility
 from data.image import write_png
-from errors import UserError
 from option import _STRUCTURE, build_parser, checked_values, parse_args
+from reporting import figures
+from runtime.errors import UserError
+from train import trainer
 from utility import digest, load_tensors, save_tensors
 
 
@@ -338,7 +338,7 @@ def test_options_of_every_kind_are_read_back():
 # --- signals and terminals ---
 
 STUBBORN = """
-import sys, signal, os, time; sys.path.insert(0, 'src'); import errors
+import sys, signal, os, time; sys.path.insert(0, 'src'); from runtime import errors
 def main():
     try:
         print('ready', flush=True)
@@ -384,7 +384,7 @@ def test_nohup_is_respected():
 
 def test_streams_that_are_gone_end_no_program():
     code = (
-        "import sys; sys.path.insert(0, 'src'); import errors; "
+        "import sys; sys.path.insert(0, 'src'); from runtime import errors; "
         "errors.run(lambda: [print('x' * 999) for _ in range(99)])"
     )
     run = subprocess.run(["bash", "-c", f"{sys.executable} -c \"{code}\" | head -1; exit ${{PIPESTATUS[0]}}"], cwd=ROOT,

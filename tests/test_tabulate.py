@@ -11,18 +11,18 @@ from conftest import assert_one_line, program, small_run
 from test_main import launch
 from test_recalibration import randomise
 
-import evaluate
-import tables
 import tabulate
 from data import build_test_sets, resize
 from data.image import write_png
-from errors import UserError
-from metrics import psnr_ssim
+from evaluation import evaluate
+from evaluation.metrics import psnr_ssim
 from model import count_parameters
 from model.checkpoint import pack
 from model.krgn import KRGN
 from model.recalibration import fold
 from option import parse_args
+from reporting import tables
+from runtime.errors import UserError
 from utility import save_tensors
 
 

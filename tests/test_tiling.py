@@ -15,16 +15,16 @@ from test_main import launch, scores
 from test_recalibration import randomise
 from torch import nn
 
-import evaluate as evaluation
 from data.image import write_png
-from errors import UserError
-from evaluate import Writer, evaluate, runner
-from metrics import psnr, psnr_ssim, ssim
+from evaluation import evaluate as evaluation
+from evaluation.evaluate import Writer, evaluate, runner
+from evaluation.metrics import psnr, psnr_ssim, ssim
 from model import tiling
 from model.external import External
 from model.krgn import KRGN
 from model.recalibration import fold
 from model.tiling import Tiles, bytes_per_pixel, peak_bytes, reach, windows
+from runtime.errors import UserError
 
 
 def krgn(scale: int, **options) -> KRGN:

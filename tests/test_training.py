@@ -19,17 +19,17 @@ from conftest import program, small_run
 from test_main import history, launch, weights
 from test_recalibration import randomise
 
-import figures
-import trainer
 import verify_resume
-from errors import UserError
-from evaluate import Scores, evaluate
+from evaluation.evaluate import Scores, evaluate
 from loss import Loss
 from model.checkpoint import rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import fold
-from optimisation import make_average, make_optimizer, make_scheduler, rate_factor, step_if, update_average
 from option import parse_args
+from reporting import figures
+from runtime.errors import UserError
+from train import trainer
+from train.optim import make_average, make_optimizer, make_scheduler, rate_factor, step_if, update_average
 from utility import load_tensors, save_tensors
 
 # --- the learning rate ---

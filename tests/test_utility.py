@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, assert_one_line, command
 
-from errors import UserError, printable
+from runtime.errors import UserError, printable
 from utility import available_memory, log_to, open_regular, read_json, read_regular, start_log
 
 
@@ -158,7 +158,8 @@ def test_a_terminal_that_is_not_utf8_gets_escapes(tmp_path):
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "qtagg", "nonsense"])
 def test_figures_do_not_ask_for_the_backend_of_a_notebook(backend):
     code = (
-        "import sys; sys.path.insert(0, 'src'); import figures; print(len(figures.curves([{'epoch': 1, 'loss': 2}])))"
+        "import sys; sys.path.insert(0, 'src'); from reporting import figures; "
+        "print(len(figures.curves([{'epoch': 1, 'loss': 2}])))"
     )
     environment = os.environ | {"MPLBACKEND": backend, "MPLCONFIGDIR": "/proc/none"}
     run = python(code, env=environment)

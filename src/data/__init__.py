@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from data import benchmark, demo, div2k
 from data.degradation import Degradation
 from data.srdata import ImageSet, TestSet, TrainSet, cached, log_headers, pair_up
-from errors import UserError
+from runtime.errors import UserError
 
 log = logging.getLogger("krgn")
 
@@ -137,7 +137,9 @@ def train_batches(
                 ) from None
             except UserError as error:
                 # A worker's exception arrives with its traceback in the message; its last line is the message itself.
-                raise UserError(str(error).strip().splitlines()[-1].removeprefix("errors.UserError: ")) from None
+                raise UserError(
+                    str(error).strip().splitlines()[-1].removeprefix("runtime.errors.UserError: ")
+                ) from None
             if isinstance(block, np.ndarray):
                 if not through_pipes:
                     log.info("/dev/shm has no room for batches: they come through pipes, which is slower (--shm-size)")

@@ -22,7 +22,7 @@ from data import image as files
 from data.listing import Listing, is_image
 from data.sources import Member, Source
 from data.srdata import too_long
-from errors import UserError, printable
+from runtime.errors import UserError, printable
 from utility import write_bytes
 
 log = logging.getLogger("krgn")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.div2k import Located, NoImagesError, in_folder
 from data.pairing import role_of
-from errors import UserError
+from runtime.errors import UserError
 
 
 def locate(root: Path) -> Located:

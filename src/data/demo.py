@@ -10,7 +10,7 @@ from data.div2k import name_of
 from data.image import read_header
 from data.listing import scan
 from data.srdata import ImageSet, Pair
-from errors import UserError
+from runtime.errors import UserError
 
 log = logging.getLogger("krgn")
 

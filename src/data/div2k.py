@@ -14,7 +14,7 @@ from pathlib import Path
 from data import image as files
 from data import pairing
 from data.listing import BROKEN, EMPTY, NO_IMAGE, READ_ALREADY, Listing, is_image, scan
-from errors import UserError, printable
+from runtime.errors import UserError, printable
 
 
 class NoImagesError(UserError):

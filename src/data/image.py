@@ -37,7 +37,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPL
 from tqdm import tqdm
 
 from data.listing import NO_PICTURES, scan
-from errors import UserError, printable
+from runtime.errors import UserError, printable
 from utility import atomic_path, available_memory, open_regular
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from errors import UserError, printable
+from runtime.errors import UserError, printable
 
 # Formats that Pillow knows and that are no pictures, or pictures of which no pixels are stored.
 NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}

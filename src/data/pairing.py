@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path, PurePath
 
-from errors import UserError, printable
+from runtime.errors import UserError, printable
 
 Size = Callable[[PurePath], tuple[int, int]]  # (height, width) of an image
 

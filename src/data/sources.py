@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 from data.image import read_size
 from data.listing import BROKEN, EMPTY, hidden, is_image, walk
-from errors import UserError, printable
+from runtime.errors import UserError, printable
 from utility import open_regular
 
 LARGEST = 1 << 30  # bytes of one image: more is a damaged header or a file made to fill the memory

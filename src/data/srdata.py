@@ -26,8 +26,8 @@ from data import image as files
 from data import pairing, resize
 from data.degradation import BICUBIC, Degradation
 from data.div2k import name_of
-from errors import UserError, printable
-from metrics import rgb_to_y
+from evaluation.metrics import rgb_to_y
+from runtime.errors import UserError, printable
 
 log = logging.getLogger("krgn")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from errors import UserError
 from model import statedict
+from runtime.errors import UserError
 
 URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 

@@ -17,10 +17,10 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from errors import UserError, printable
 from model import MODELS, build_model, statedict
 from model.common import ACTIVATIONS
 from model.recalibration import basis_is_frozen, is_recalibrated
+from runtime.errors import UserError, printable
 
 log = logging.getLogger("krgn")
 

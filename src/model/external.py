@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from errors import UserError
+from runtime.errors import UserError
 
 
 class External(nn.Module):

@@ -79,7 +79,7 @@ def _watch(kind: str, folder: Path, done: int, told: Path) -> str:
 def serve(folder: Path, first: int, take: Callable[[Path], None]) -> None:
     """In the process: `take` for each input from `first` on. A UserError is a refusal, and so is what the
     parsers of flags do: status 2 and a usage line."""
-    from errors import UserError, printable
+    from runtime.errors import UserError, printable
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -69,7 +69,7 @@ def make(folder: Path, seed: int, count: int) -> None:
 
 
 def take(path: Path) -> None:
-    import figures
+    from reporting import figures
 
     figures.curves = lambda history: {}
     work = path.parent.parent / "work"

@@ -201,7 +201,7 @@ def serve(results: int, paths: list[Path]) -> None:
     """The child process: one line of JSON into the pipe `results` for each path."""
     sys.path.insert(0, str(SRC))
     from data.image import read_header, read_image, read_own, read_size
-    from errors import UserError
+    from runtime.errors import UserError
 
     np.asarray(Image.new("1", (1, 1)))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))

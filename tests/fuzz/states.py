@@ -26,8 +26,8 @@ def trained(folder: Path, chance: random.Random) -> None:
     """A training of one batch in folder/experiment/run, on noise."""
     import numpy as np
 
-    import figures
     from data.image import write_png
+    from reporting import figures
 
     figures.curves = lambda history: {}
     for number in (1, 2, 3):
@@ -54,7 +54,7 @@ def make(folder: Path, seed: int, count: int) -> None:
 
 
 def take(path: Path) -> None:
-    import figures
+    from reporting import figures
 
     figures.curves = lambda history: {}
     folder = path.parent.parent

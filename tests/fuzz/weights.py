@@ -25,7 +25,7 @@ def bases(folder: Path) -> dict[str, bytes]:
     """Whole files of every form, and what is in them."""
     import safetensors.torch
 
-    import folded
+    from deploy import folded
     from model.checkpoint import pack
     from model.edsr import EDSR
     from model.krgn import KRGN
@@ -171,9 +171,9 @@ def make(folder: Path, seed: int, count: int) -> None:
 
 def take(path: Path) -> None:
     """What main, export and the other programs do with a file of weights: a network and its output."""
-    from errors import UserError
     from model.checkpoint import adopt, rebuild, unpack
     from option import OptionError, parse_args
+    from runtime.errors import UserError
     from utility import load_tensors
 
     checkpoint = unpack(load_tensors(path), str(path))

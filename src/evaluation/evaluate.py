@@ -15,17 +15,17 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import metrics
-import parallel
 from data import resize
 from data.image import write_png
 from data.srdata import TestSet, to_tensor
-from errors import UserError, printable, says_out_of_memory
+from evaluation import metrics
+from evaluation.metrics import perceptual_metrics, psnr_ssim, quantise, rgb_to_chroma, smallest_scored, with_chroma
 from experiment import Experiment
-from metrics import perceptual_metrics, psnr_ssim, quantise, rgb_to_chroma, smallest_scored, with_chroma
 from model import inference, tiling
 from model.precision import autocast
 from model.tiling import Tiles
+from runtime import distributed
+from runtime.errors import UserError, printable, says_out_of_memory
 from utility import available_memory
 
 log = logging.getLogger("krgn")
@@ -99,8 +99,8 @@ def evaluate(
     learned = _perceptual_metrics(perceptual, device)
     rows, too_small = [], []
     # The bar is a context so that it is closed, and its line ended, when a signal arrives.
-    mine = range(parallel.rank(), len(test_set), parallel.world_size())
-    bar = tqdm(mine, desc=test_set.label, disable=None if parallel.is_main() else True, leave=False)
+    mine = range(distributed.rank(), len(test_set), distributed.world_size())
+    bar = tqdm(mine, desc=test_set.label, disable=None if distributed.is_main() else True, leave=False)
     with torch.inference_mode(), autocast(device, precision), bar:
         for index in bar:
             lr_pixels, hr_pixels, name = test_set.pixels(index)
@@ -130,7 +130,7 @@ def evaluate(
                 on_image(name, shown[0].cpu(), *shown[1:])
     if too_small:
         log.warning("%s: too small to score, left out of the means: %s", test_set.label, ", ".join(too_small))
-    rows = sorted((row for part in parallel.gather(rows) for row in part), key=lambda row: row[0])
+    rows = sorted((row for part in distributed.gather(rows) for row in part), key=lambda row: row[0])
     for words, names in {
         "PSNR is infinite, for SR equals HR, and so is the mean": [
             row for _, row, _ in rows if row["PSNR"] == math.inf
@@ -318,7 +318,7 @@ def test(args, network: nn.Module, test_sets: list[TestSet], experiment: Experim
         begun = time.perf_counter()
         scores = evaluate_as_asked(args, network, test_set, experiment, device)
         facts = f"{len(test_set)} images, {time.perf_counter() - begun:.1f} s"
-        if not parallel.is_main():
+        if not distributed.is_main():
             continue
         if not scores.rows:
             log.info("%s: no ground truth to score; %s", test_set.label, facts)

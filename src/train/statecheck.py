@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Adam, Optimizer, RMSprop
 
-from errors import UserError, printable
+from runtime.errors import UserError, printable
 
 
 class Misfit(Exception):

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from errors import UserError, printable
 from model import MODELS
 from model.checkpoint import model_of, rebuild, unpack
 from model.krgn import CCA, KRGN, RCG
+from runtime.errors import UserError, printable
 from utility import fresh_processes, load_tensors, open_regular, save_tensors
 
 try:
@@ -344,7 +344,7 @@ def apart(name: str, path: Path, hyperparameters: dict, timeout: float = 300) ->
     Raises:
         UserError: in one line, whatever happens to that process.
     """
-    context = fresh_processes("formats")
+    context = fresh_processes("deploy.formats")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, name, path, hyperparameters), daemon=True)
     process.start()

@@ -1,8 +1,8 @@
 """Training: one step, the loop over epochs, and the state from which a run goes on exactly.
 
 A run is a sequence of batches whose content depends on their number and the seed alone (`data.srdata.TrainSet`), so
-the state is the weights, what the optimizer remembers, and how far the run has come. Several processes (`parallel.py`)
-run the same code on their parts of each batch and take every decision together.
+the state is the weights, what the optimizer remembers, and how far the run has come. Several processes
+(`runtime/distributed.py`) run the same code on their parts of each batch and take every decision together.
 
 On a GPU nothing in the loop waits for the device: whether a batch is good for a step is decided there, and what it
 says is read while the next batch runs.
@@ -23,20 +23,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_value_, get_total_norm
 from tqdm import tqdm
 
-import errors
-import parallel
-from board import Board
 from data import train_batches
 from data.srdata import TestSet, TrainSet
-from errors import UserError, held
-from evaluate import Scores, evaluate_as_asked, protocol, to_network
+from evaluation.evaluate import Scores, evaluate_as_asked, protocol, to_network
 from experiment import Experiment
 from loss import Loss
 from loss.perceptual import load_vgg19
 from model.checkpoint import pack
 from model.precision import InPrecision
 from model.recalibration import fold
-from optimisation import (
+from runtime import distributed, errors
+from runtime.errors import UserError, held
+from train.optim import (
     make_average,
     make_critic_optimizer,
     make_optimizer,
@@ -44,7 +42,8 @@ from optimisation import (
     step_if,
     update_average,
 )
-from statecheck import expect, fitting, same_optimizer, same_progress, same_random, same_tensors
+from train.statecheck import expect, fitting, same_optimizer, same_progress, same_random, same_tensors
+from train.tensorboard import Board
 from utility import load_tensors
 
 log = logging.getLogger("krgn")
@@ -152,7 +151,7 @@ class Trainer:
         """The network as it is run in training. It shares its parameters with `self.network`, which is saved."""
         network = compiled(self.network, self.args, self.device) if self.args.compile else self.network
         network = InPrecision(network, self.device, self.args.precision)
-        if parallel.world_size() > 1:
+        if distributed.world_size() > 1:
             devices = [self.device.index] if self.device.type == "cuda" else None
             return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
         if self.device.type == "cuda" and self.args.n_GPUs > 1:
@@ -167,14 +166,14 @@ class Trainer:
             return
         self._say_what_begins()
         board = Board(
-            self.experiment.folder, first=self.epoch + 1, wanted=parallel.is_main() and not self.args.no_tensorboard
+            self.experiment.folder, first=self.epoch + 1, wanted=distributed.is_main() and not self.args.no_tensorboard
         )
         batches = train_batches(
             self.train_set,
             batch_size=self.args.batch_size,
             n_threads=self.args.n_threads,
             first=self.done,
-            part=(parallel.rank(), parallel.world_size()),
+            part=(distributed.rank(), distributed.world_size()),
             pin_memory=self.device.type == "cuda",
         )
         try:
@@ -197,7 +196,7 @@ class Trainer:
             why = "the last batches were skipped" if self.in_a_row else "the loss has exploded"
             said = said if saved else f"{why}, so the state saved before that stays"
             log.info("%s: go on with --load %s", said, self.experiment.name)
-            if parallel.lost(error):
+            if distributed.lost(error):
                 raise UserError(f"another process of this run has ended ({error}): see what it said") from None
             raise
         finally:
@@ -205,7 +204,7 @@ class Trainer:
             board.close()
 
     def _say_what_begins(self) -> None:
-        args, world = self.args, parallel.world_size()
+        args, world = self.args, distributed.world_size()
         processes = f" over {world} processes" if world > 1 else f" over {args.n_GPUs} GPUs" if args.n_GPUs > 1 else ""
         parts = f" in {args.split_batch} parts" if args.split_batch > 1 else ""
         log.info(
@@ -225,7 +224,7 @@ class Trainer:
         log.info("[epoch %d] learning rate %.2e", self.epoch + 1, self.optimizer.param_groups[0]["lr"])
         begun, done_before, waited = time.perf_counter(), self.batch, 0.0
         title, total = f"epoch {self.epoch + 1}", self.epoch_batches
-        disable = None if parallel.is_main() else True
+        disable = None if distributed.is_main() else True
         bar = tqdm(desc=title, total=total, initial=self.batch, unit="batch", disable=disable, leave=False)
         with held(), bar:
             while self.batch < total:
@@ -287,7 +286,7 @@ class Trainer:
         parts = list(zip(lr.tensor_split(n_parts), hr.tensor_split(n_parts), strict=True))
         for number, (lr_part, hr_part) in enumerate(parts, start=1):
             # Only the last part's backward pass exchanges gradients, which by then are the whole batch's.
-            apart = number < len(parts) and parallel.world_size() > 1
+            apart = number < len(parts) and distributed.world_size() > 1
             with self.parallel.no_sync() if apart else nullcontext():
                 sr = self.parallel(lr_part)
                 # A loss is a mean over its part: weighted by the part's share, gradients add up to the batch's.
@@ -302,11 +301,11 @@ class Trainer:
 
         overdue = 0 < args.save_every < (time.monotonic() - self.saved_at) / 60
         events = [values.new_full((1,), float(event)) for event in (errors.pending() is not None, overdue)]
-        events, values = parallel.mean(torch.cat((*events, values))).split([2, len(values)])
+        events, values = distributed.mean(torch.cat((*events, values))).split([2, len(values)])
         self.scaler.unscale_(self.optimizer)
         gradients = [[p.grad for p in self.network.parameters() if p.grad is not None]]
         if self.adversary:
-            parallel.average_gradients(self.adversary.discriminator)
+            distributed.average_gradients(self.adversary.discriminator)
             gradients.append([p.grad for p in self.adversary.discriminator.parameters()])
         norms = torch.stack([get_total_norm(each) for each in gradients]).double()
         good = values.isfinite().all() & norms.isfinite().all() & (values[: len(args.loss)].sum() < self._limit())
@@ -395,10 +394,10 @@ class Trainer:
 
     def _book_skipped(self, batch: int, reason: str, names: list[str], alone: bool) -> None:
         """Keeps which images were in a batch that was skipped."""
-        images = " ".join(name for part in ([names] if alone else parallel.gather(names)) for name in part)
+        images = " ".join(name for part in ([names] if alone else distributed.gather(names)) for name in part)
         log.info("batch %d skipped: %s (%s)", batch, reason, images)
         self.skipped.append({"epoch": self.epoch + 1, "batch": batch, "reason": reason, "images": images})
-        if parallel.is_main():
+        if distributed.is_main():
             self.experiment.save_skipped(self.skipped)
 
     def _mean_losses(self) -> dict[str, float]:
@@ -446,9 +445,9 @@ class Trainer:
             name = self.test_sets[self.best_set].name
             log.info("[epoch %d] best so far: PSNR %.3f dB on %s, epoch %d", epoch, best["psnr"], name, best["epoch"])
 
-        if parallel.is_main() and self.suspect:
+        if distributed.is_main() and self.suspect:
             log.info("[epoch %d] not saved: its last %d batches were skipped", epoch, self.in_a_row)
-        elif parallel.is_main():
+        elif distributed.is_main():
             weights = "raw" if self.average is None else "averaged"
             checkpoint = pack(self.shown, self.args.model, epoch=epoch, psnr=psnr, weights=weights)
             self.experiment.save_model(
@@ -463,12 +462,12 @@ class Trainer:
             self.last_loss = losses["loss"]
         self.batch, self.sums, self.norms, self.counted, self.seconds = 0, [0.0] * len(self.sums), 0.0, 0, 0.0
         self._save_state()
-        if self.args.save_models and parallel.is_main() and not self.suspect:
+        if self.args.save_models and distributed.is_main() and not self.suspect:
             self.experiment.keep_state(epoch)
 
     def _save_state(self) -> bool:
         """Saves the state, unless the weights are suspect; returns whether it did."""
-        saved = parallel.is_main() and not self.suspect
+        saved = distributed.is_main() and not self.suspect
         if saved:
             self.experiment.save_state(self._state())
         self.saved_at = time.monotonic()
@@ -570,7 +569,7 @@ def compiled(network: nn.Module, args, device: torch.device) -> nn.Module:
     """The network compiled, tried on a batch like those to come; the network itself, with a line in the log, where
     torch cannot."""
     side = args.patch_size // args.scale
-    n = math.ceil(args.batch_size / parallel.world_size() / args.split_batch)
+    n = math.ceil(args.batch_size / distributed.world_size() / args.split_batch)
     batch = to_network(torch.zeros(n, args.n_colors, side, side, dtype=torch.uint8), device, args.rgb_range)
     try:
         fast = torch.compile(network)

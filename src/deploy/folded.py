@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from errors import UserError
-from metrics import rgb_to_y
+from evaluation.metrics import rgb_to_y
 from model.checkpoint import FORMAT, Checkpoint, model_of, pack, rebuild, unpack
 from model.recalibration import fold
+from runtime.errors import UserError
 from utility import digest, git_commit, load_tensors, parse_safetensors, write_bytes
 
 TOLERANCE = 1e-3  # of the 0-255 range: what a fold may change by rounding, far below half a gray level

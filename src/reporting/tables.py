@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from errors import UserError, printable
+from runtime.errors import UserError, printable
 from utility import read_json, read_regular, write_bytes
 
 SUFFIXES = ("md", "csv", "json", "tex")

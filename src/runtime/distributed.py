@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from errors import UserError
+from runtime.errors import UserError
 
 
 def launched() -> bool:

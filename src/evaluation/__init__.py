@@ -1,0 +1,1 @@
+"""Testing a network: inference over a set, and the measuring protocol (`metrics.py`)."""
