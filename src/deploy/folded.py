@@ -2,22 +2,18 @@
 
     write(source, target)    re-reads the checkpoint, folds it, rebuilds the network out of the new file's bytes alone
 
-The network that a reader of the file gets is compared with the one that was trained, on seeded random images and on a
-photograph: a transform or a dilation that was forgotten on the way is seen before anybody deploys the file.
+The network that a reader of the file gets is compared with the one that was trained, on seeded random images: a
+transform or a dilation that was forgotten on the way is seen before anybody deploys the file.
 """
 
 import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
-import skimage
 import torch
-from PIL import Image
 from torch import nn
 
-from evaluation.metrics import rgb_to_y
 from model.checkpoint import FORMAT, Checkpoint, model_of, pack, rebuild, unpack
 from model.recalibration import fold
 from runtime.errors import UserError
@@ -86,13 +82,11 @@ def describe_input(network: nn.Module) -> str:
 
 
 def inputs(n_colors: int, rgb_range: float) -> list[torch.Tensor]:
-    """Images to compare networks on, (1, n_colors, H, W) in 0..`rgb_range`: two of seeded noise, one photograph."""
+    """Images to compare networks on, (1, n_colors, H, W) in 0..`rgb_range`, seeded: two of noise, a smooth one."""
     noise = torch.Generator().manual_seed(0)
-    images = [torch.rand(1, n_colors, *size, generator=noise) * rgb_range for size in ((48, 48), (33, 57))]
-    with Image.open(Path(skimage.__file__).parent / "data/chelsea.png") as photo:
-        pixels = torch.from_numpy(np.array(photo.convert("RGB"))[100:148, 120:176]).permute(2, 0, 1)
-    pixels = (pixels.double() if n_colors == 3 else rgb_to_y(pixels)) * (rgb_range / 255)
-    return [*images, pixels[None].float()]
+    images = [torch.rand(1, n_colors, *size, generator=noise) for size in ((48, 48), (33, 57), (6, 7))]
+    images[2] = nn.functional.interpolate(images[2], scale_factor=8, mode="bicubic").clamp(0, 1)
+    return [image * rgb_range for image in images]
 
 
 @torch.no_grad()
