@@ -41,7 +41,7 @@ def trained(tmp_path):
 
 
 def test_the_folded_file_says_all_it_takes(trained, tmp_path):
-    target = tmp_path / "deploy.folded.safetensors"
+    target = tmp_path / "folded.safetensors"
     assert folded.write(trained, target) < folded.TOLERANCE
     content = load_tensors(target)
     facts = content["facts"]
@@ -97,8 +97,8 @@ def test_a_broken_fold_is_caught(trained, tmp_path, monkeypatch, broken):
     """And the line says in which layer it begins."""
     monkeypatch.setattr(folded, "fold", broken)
     with pytest.raises(UserError, match=r"differs by .* of 255.*first in body.0.blocks.0.conv_acts.\d.0"):
-        folded.write(trained, tmp_path / "deploy.folded.safetensors")
-    assert not (tmp_path / "deploy.folded.safetensors").exists()
+        folded.write(trained, tmp_path / "folded.safetensors")
+    assert not (tmp_path / "folded.safetensors").exists()
     with pytest.raises(UserError, match="differs"):
         export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
@@ -128,7 +128,7 @@ def test_a_fold_that_fails_does_not_end_a_training(small_set, monkeypatch, capsy
 
 
 def test_damaged_safetensors(trained, tmp_path):
-    target = tmp_path / "deploy.folded.safetensors"
+    target = tmp_path / "folded.safetensors"
     folded.write(trained, target)
     whole = target.read_bytes()
     for content in (whole[:100], whole[:-10], b"", b"\xff" * 64):

@@ -137,9 +137,8 @@ def train_batches(
                 ) from None
             except UserError as error:
                 # A worker's exception arrives with its traceback in the message; its last line is the message itself.
-                raise UserError(
-                    str(error).strip().splitlines()[-1].removeprefix("runtime.errors.UserError: ")
-                ) from None
+                last = str(error).strip().splitlines()[-1]
+                raise UserError(last.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")) from None
             if isinstance(block, np.ndarray):
                 if not through_pipes:
                     log.info("/dev/shm has no room for batches: they come through pipes, which is slower (--shm-size)")

@@ -128,22 +128,12 @@ class ReluRCG(nn.Module):
     Its PReLU runs on one core, and in a layout that its fast convolutions must leave and come back to: half of the time
     of the whole network went there. With slopes a <= 1, PReLU(c) = a c + ReLU((1 - a) c), where both terms are
     convolutions with scaled kernels. The order of the sums is the one of which most run inside a convolution.
-
-    Raises:
-        ValueError: for a slope above 1.
     """
 
     def __init__(self, rcg: RCG):
         super().__init__()
-        slopes = [prelu.weight.detach() for _, prelu in rcg.conv_acts]
-        if max(float(slope.max()) for slope in slopes) > 1:
-            raise ValueError("slope above 1")
-        self.linear = nn.ModuleList(
-            _scaled(conv, slope) for (conv, _), slope in zip(rcg.conv_acts, slopes, strict=True)
-        )
-        self.positive = nn.ModuleList(
-            _scaled(conv, 1 - slope) for (conv, _), slope in zip(rcg.conv_acts, slopes, strict=True)
-        )
+        self.linear = nn.ModuleList(_scaled(conv, prelu.weight) for conv, prelu in rcg.conv_acts)
+        self.positive = nn.ModuleList(_scaled(conv, 1 - prelu.weight) for conv, prelu in rcg.conv_acts)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = x
@@ -167,7 +157,7 @@ def without_prelu(network: nn.Module) -> nn.Module:
     """A folded network with every `RCG` replaced by a `ReluRCG`, in place; one with a slope above 1 stays."""
     for block in network.body if isinstance(network, KRGN) else ():
         for i, rcg in enumerate(block.blocks):
-            with contextlib.suppress(ValueError):
+            if all((prelu.weight <= 1).all() for _, prelu in rcg.conv_acts):
                 block.blocks[i] = ReluRCG(rcg)
     return network
 

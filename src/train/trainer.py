@@ -128,11 +128,12 @@ class Trainer:
         self.history: list[dict] = []
         self.skipped: list[dict] = []  # batches that never reached the weights, and why
         self.in_a_row = 0  # how many of them came last
-        self.recent = 0.0  # moving average of the loss over `RECENT` batches
         self.suspect = False  # whether the weights may be why, or the loss has exploded: then they are not saved
         self.n_images = len(train_set)
         if state is not None:
             self._restore(state)
+        # Moving average of the loss over `RECENT` batches.
+        self.recent = self.last_loss if math.isfinite(self.last_loss) else 0.0
         self.scheduler, *self.critic_schedulers = (
             make_scheduler(args, optimizer, epoch_batches=self.epoch_batches, done=self.done)
             for optimizer in (self.optimizer, self.critic_optimizer)
@@ -255,17 +256,18 @@ class Trainer:
                     left = (self.args.epochs * total - self.done) * elapsed / (self.batch - done_before)
                     log.info("about %.1f hours of training to the end, validation not counted", left / 3600)
         if self._exploded():
-            raise self._diverged(f"the loss rose from {self.last_loss:.4g} in the last epoch to {self.recent:.4g}")
+            why = f"the loss rose from {self.last_loss:.4g} in the last epoch to {self.recent:.4g}"
+            raise self._diverged(why, "set --skip_threshold")
 
     def _exploded(self) -> bool:
         """Whether the loss is far above the last epoch's. A discriminator's part of it says nothing about that."""
         return self.adversary is None and self.recent > DIVERGED * self.last_loss > 0
 
-    def _diverged(self, why: str) -> Diverged:
+    def _diverged(self, why: str, instead: str) -> Diverged:
         mend = f"--load {self.experiment.name} --override lr --lr {self.args.lr / 2:g}"
         return Diverged(
             f"{why}: training diverged; the last good state is kept: go on with {mend}, or lower --lr, set --gclip or "
-            "raise --skip_threshold in another run"
+            f"{instead} in another run"
         )
 
     def _step(self, lr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
@@ -366,7 +368,8 @@ class Trainer:
             self._book_skipped(told.batch, reason, told.names, alone)
             if self.in_a_row == MAX_SKIPPED:
                 self.unread.clear()
-                raise self._diverged(f"{self.in_a_row} batches in a row were skipped, the last because {reason}")
+                why = f"{self.in_a_row} batches in a row were skipped, the last because {reason}"
+                raise self._diverged(why, "raise --skip_threshold")
         if stop:
             self._read(alone=alone)
             raise errors.Interrupted(errors.pending() or errors.SIGTERM)
@@ -536,7 +539,6 @@ class Trainer:
             self.critic_optimizer.load_state_dict({"state": moments, "param_groups": groups})
         for name in self._PROGRESS:
             setattr(self, name, state["progress"][name])
-        self.recent = self.last_loss if math.isfinite(self.last_loss) else 0.0
         if self.best and self.best.get("on", self._best_on()) != self._best_on():
             log.info("the best epoch was chosen on %s: it is chosen anew, on %s", self.best["on"], self._best_on())
             self.best = {}
