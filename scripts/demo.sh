@@ -9,7 +9,7 @@ cd "$ROOT/src"
 step() { printf '\n== %s\n' "$*"; }
 
 step "data: photographs of scikit-image in DIV2K's shape"
-"$PYTHON" demo.py data
+"$PYTHON" -m studies.demo data
 
 step "training a small KRGN x2 with recalibrated kernels"
 if [ -f "$ROOT/experiment/demo/state.pt" ]; then
@@ -39,7 +39,7 @@ step "kernel matrices (Figure 4)"
 "$PYTHON" kl.py --pre_train ../experiment/demo/model/model_best.pt --out ../experiment/demo/kernels
 
 step "results"
-"$PYTHON" demo.py report --pre_train ../experiment/demo/model/model_best.pt --folded demo_folded \
+"$PYTHON" -m studies.demo report --pre_train ../experiment/demo/model/model_best.pt --folded demo_folded \
     --released demo_released --out "$ROOT/experiment/demo/crops.png"
 echo "  loss and PSNR    $ROOT/experiment/demo/curves.png"
 echo "  kernel matrices  $ROOT/experiment/demo/kernels/kl.png"

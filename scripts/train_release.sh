@@ -66,7 +66,7 @@ rm -f "$released"/test{,_chop}/log.txt # which tests append to
 set -- --dir_data "$(dirname "$data")" --data_test "$(IFS=+ && echo "${sets[*]}")"
 "$PYTHON" main.py --test_only --pre_train "$name" --dir_experiment "$released" --save test "$@"
 "$PYTHON" main.py --test_only --pre_train "$name" --dir_experiment "$released" --save test_chop --chop "$@"
-"$PYTHON" tabulate.py bicubic "$name" --published --n_runs 0 --chop --out "$released/table" "$@"
+"$PYTHON" compare.py bicubic "$name" --published --n_runs 0 --chop --out "$released/table" "$@"
 
 # What is released does not say where on this machine the project, its data and the user's home lie.
 find "$released" -type f ! -name "*.pt" ! -name "*.safetensors" ! -name "*.png" | while read -r file; do

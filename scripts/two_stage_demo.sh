@@ -9,7 +9,7 @@ cd "$ROOT/src"
 step() { printf '\n== %s\n' "$*"; }
 
 step "data: photographs of scikit-image in DIV2K's shape"
-"$PYTHON" demo.py data
+"$PYTHON" -m studies.demo data
 
 step "first stage: plain kernels"
 if [ -f "$ROOT/experiment/two_stage_plain/state.pt" ]; then

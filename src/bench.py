@@ -46,8 +46,9 @@ from option import build_parser as training_parser
 from reporting.tables import as_text, refuse_foreign, write_all
 from runtime.errors import UserError
 from runtime.errors import run as run_program
+from runtime.hardware import fresh_processes, keep_memory, load_of_others, processor, timed
+from runtime.provenance import git_commit
 from train.optim import make_optimizer
-from utility import fresh_processes, git_commit, keep_memory, load_of_others, processor, timed
 
 SCALE = 4
 LR_SIZE = (180, 320)  # (H, W): a 1280x720 image at x4

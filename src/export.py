@@ -26,14 +26,19 @@ from tqdm import tqdm
 from data import resize
 from data.image import list_images, read_image
 from data.srdata import to_tensor
-from deploy import folded, formats
+from deploy import formats
+from deploy.fold import comparison_images, describe_input, write_folded
 from deploy.formats import FORMATS, Runner, Use
 from evaluation.metrics import psnr_ssim, quantise
 from model import count_parameters
 from model.checkpoint import model_of, rebuild, unpack
 from option import Parser, number, path_flag, weights_file, whole_number
 from runtime.errors import UserError, printable, run
-from utility import digest, git_commit, load_tensors, read_json, start_log, timed, write_bytes
+from runtime.files import digest, read_json, write_bytes
+from runtime.hardware import timed
+from runtime.log import start_log
+from runtime.provenance import git_commit
+from runtime.tensor_files import load_tensors
 
 log = logging.getLogger("krgn")
 
@@ -125,7 +130,7 @@ def export(args) -> None:
     target = out / f"{stem}.safetensors"
     with tempfile.TemporaryDirectory() as folder:
         checked = Path(folder) / target.name
-        deviation = folded.write(source, checked, **unseen)
+        deviation = write_folded(source, checked, **unseen)
         announce(out, stem)
         write_bytes(target, checked.read_bytes())
     network = rebuild(unpack(load_tensors(target), str(target))).eval()
@@ -133,7 +138,7 @@ def export(args) -> None:
     said = f"{count_parameters(network):,} parameters{form}"
     log.info("%s: %s; largest difference %.1e of 255", target, said, deviation)
     files = {target.name: entry("safetensors", [target], {"max_error": deviation, "psnr_change": 0.0})}
-    missed, use = [], Use(compared(network)[1], folded.describe_input(network), calibration)
+    missed, use = [], Use(compared(network)[1], describe_input(network), calibration)
     for name in tqdm(args.formats, desc="formats", disable=None, leave=False):
         made, measured, complaint = write_format(name, network, out, stem, use, test)
         if complaint:
@@ -156,7 +161,7 @@ def export(args) -> None:
         "source": str(source),
         "source_sha256": digest(source),
         "model": {"name": model, **network.hyperparameters},
-        "input": folded.describe_input(network),
+        "input": describe_input(network),
         "mean_shifts": formats.for_deployment(network)[1],
         "opset": formats.OPSET,
         "ncnn": "blobs in0 and out0; the files state neither range nor layout, see input",
@@ -228,7 +233,7 @@ def latency(network: nn.Module, reader: Runner) -> dict:
 
 def compared(network: nn.Module) -> list[torch.Tensor]:
     """The images of three sizes on which outputs are compared."""
-    return folded.inputs(network.hyperparameters["n_colors"], network.hyperparameters["rgb_range"])
+    return comparison_images(network.hyperparameters["n_colors"], network.hyperparameters["rgb_range"])
 
 
 def measure(network: nn.Module, reader: Runner, test: list[tuple[torch.Tensor, torch.Tensor]]) -> dict:

@@ -32,7 +32,9 @@ from option import Parser, number, path_flag, weights_file
 from reporting import figures
 from reporting.tables import csv_text
 from runtime.errors import UserError, run
-from utility import load_tensors, start_log, write_bytes
+from runtime.files import write_bytes
+from runtime.log import start_log
+from runtime.tensor_files import load_tensors
 
 log = logging.getLogger("krgn")
 

@@ -13,13 +13,15 @@ def main(args: Options) -> None:
 
     from data import build_test_sets, build_train_set
     from evaluation.evaluate import test
-    from experiment import Experiment
     from model import build_model, describe, external, precision
     from model.checkpoint import adopt, load_pre_train, unpack
     from model.recalibration import fold
     from runtime import distributed
+    from runtime.experiment import Experiment
+    from runtime.hardware import choose_device, keep_memory, seed_everything
+    from runtime.log import start_log
+    from runtime.tensor_files import load_tensors
     from train.trainer import Trainer
-    from utility import choose_device, keep_memory, load_tensors, seed_everything, start_log
 
     log = start_log()
     if not args.release_memory:

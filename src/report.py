@@ -32,7 +32,7 @@ from option import Parser, path_flag, whole_number
 from reporting import figures  # before matplotlib, whose backend it chooses
 from reporting.tables import read_csv
 from runtime.errors import UserError, printable, run
-from utility import read_json, read_regular, write_bytes
+from runtime.files import read_json, read_regular, write_bytes
 
 BICUBIC, HR = "bicubic", "HR"
 ERROR_MAX = 32  # gray levels of luma at the bright end of an error map; the same in all, so that maps compare
@@ -60,7 +60,7 @@ def build_parser() -> Parser:
         "--out", required=True, metavar="DIR", type=path_flag, help="folder of the page; one made before is renewed"
     )
     parser.add_argument(
-        "--table", metavar="FILE", type=path_flag, help="table that tabulate.py wrote as JSON, in place of the means"
+        "--table", metavar="FILE", type=path_flag, help="table that compare.py wrote as JSON, in place of the means"
     )
     parser.add_argument("--title", metavar="TEXT", help="heading of the page (default: the experiments' names)")
     parser.add_argument(
@@ -272,7 +272,7 @@ def _check_score(one: Tested, set_name: str, image: str, seen: Score, *, gray: b
 
 
 def read_table(path: Path) -> dict:
-    """A table that tabulate.py wrote: {"title", "columns", "rows", "notes"}.
+    """A table that compare.py wrote: {"title", "columns", "rows", "notes"}.
 
     Raises:
         UserError: if the file is missing or has another form.
@@ -280,11 +280,11 @@ def read_table(path: Path) -> dict:
     try:
         table = read_json(path)
     except UserError as error:
-        raise UserError(f"--table {error}: give the one that tabulate.py wrote") from None
+        raise UserError(f"--table {error}: give the one that compare.py wrote") from None
     if not _is_table(table):
         raise UserError(
             f'--table {path}: expected {{"title": text, "columns": [text], "rows": [[text, number or null]], '
-            f'"notes": [text]}} with a cell for each column, as tabulate.py writes it'
+            f'"notes": [text]}} with a cell for each column, as compare.py writes it'
         )
     return table
 
@@ -441,7 +441,7 @@ def protocol_lines(tested: list[Tested], sets: list[str]) -> list[str]:
 
 
 def mean_table(scores: dict[tuple[str, str], dict[str, Score]]) -> dict:
-    """Mean PSNR and SSIM of each method on each set, in the form of tabulate.py's tables.
+    """Mean PSNR and SSIM of each method on each set, in the form of compare.py's tables.
 
     Args:
         scores: {(set, image): {method: score}}.
@@ -456,7 +456,7 @@ def mean_table(scores: dict[tuple[str, str], dict[str, Score]]) -> dict:
 
 
 def render_table(table: dict) -> str:
-    """HTML of a table in tabulate.py's form; the largest number of each column of PSNR or SSIM is bold."""
+    """HTML of a table in compare.py's form; the largest number of each column of PSNR or SSIM is bold."""
     columns = table["columns"]
     best = [_largest(name, [row[at] for row in table["rows"]]) for at, name in enumerate(columns)]
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)

@@ -1,7 +1,8 @@
 """Programs of src/ in processes forked off one that has torch loaded: to import it takes a fresh one four seconds.
 
-`Program("main.py", "--cpu", ...)` behaves as a `subprocess.Popen` of `python main.py --cpu ...` in src/ does. What an
-interpreter looks at when it starts (PYTHONPATH, an encoding, OMP_NUM_THREADS) needs a real one.
+`Program("main.py", "--cpu", ...)` behaves as a `subprocess.Popen` of `python main.py --cpu ...` in src/ does, and
+`Program("studies.demo", ...)` as one of `python -m studies.demo ...`. What an interpreter looks at when it starts
+(PYTHONPATH, an encoding, OMP_NUM_THREADS) needs a real one.
 """
 
 import contextlib
@@ -109,4 +110,7 @@ def _run(argv: list[str], out, err, environment: dict[str, str]) -> None:
     os.chdir(SRC)
     sys.argv = argv
     sys.path[0] = str(SRC)
-    runpy.run_path(str(SRC / argv[0]), run_name="__main__")
+    if argv[0].endswith(".py"):
+        runpy.run_path(str(SRC / argv[0]), run_name="__main__")
+    else:
+        runpy.run_module(argv[0], run_name="__main__", alter_sys=True)

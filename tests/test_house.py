@@ -10,31 +10,28 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SRC
 
-import ablation
 import bench
-import degrade
-import demo
+import compare
 import export
 import kl
 import prepare
 import report
-import tabulate
-import verify_resume
 from option import build_parser
+from studies import ablation, degrade, demo, verify_resume
 
 # From the bottom up: a module may import those of the lines above its own, and its own package.
-PACKAGES = {"train", "evaluation", "deploy", "reporting", "runtime"}  # whose modules are of different levels
+PACKAGES = {"train", "evaluation", "deploy", "reporting", "runtime", "studies"}  # whose modules are of different levels
 LEVELS = [
     PACKAGES,  # their __init__.py
-    {"runtime.errors", "evaluation.metrics", "reporting.figures", "train.tensorboard"},
-    {"option", "runtime.distributed", "model", "train.optim"},
-    {"utility", "train.statecheck", "loss"},
-    {"deploy.folded", "reporting.tables"},
-    {"data", "experiment"},
+    {"runtime.errors", "runtime.provenance", "evaluation.metrics", "reporting.figures", "train.tensorboard"},
+    {"option", "runtime.distributed", "runtime.files", "model", "train.optim"},
+    {"runtime.hardware", "runtime.log", "runtime.tensor_files", "train.statecheck", "loss"},
+    {"deploy.fold", "reporting.tables"},
+    {"data", "runtime.experiment"},
     {"evaluation.evaluate", "deploy.formats"},
     {"train.trainer"},
-    {"main", "export", "kl", "demo", "degrade", "prepare", "tabulate", "report", "bench"}
-    | {"ablation", "verify_resume"},
+    {"main", "export", "kl", "prepare", "compare", "report", "bench"}
+    | {"studies.ablation", "studies.degrade", "studies.demo", "studies.verify_resume"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(SRC.rglob("*.py"))
@@ -70,7 +67,7 @@ def test_imports_point_down(path):
     for other in imports(path) - {own}:
         assert LEVEL[other] < LEVEL[own], f"{path.name} imports {other}"
     if own in ("model", "evaluation.metrics"):
-        assert not imports(path) & {"data", "utility", "option", "experiment"}
+        assert not imports(path) & {"data", "option", "runtime.files", "runtime.experiment"}
     if own == "option":
         assert not imports(path) - {"option", "runtime", "runtime.errors"}
 
@@ -107,14 +104,14 @@ PARSERS = {
     "main.py": build_parser,
     "export.py": export.build_parser,
     "kl.py": kl.build_parser,
-    "demo.py": demo.build_parser,
-    "degrade.py": degrade.build_parser,
-    "tabulate.py": tabulate.build_parser,
+    "studies.demo": demo.build_parser,
+    "studies.degrade": degrade.build_parser,
+    "compare.py": compare.build_parser,
     "prepare.py": prepare.build_parser,
     "report.py": report.build_parser,
     "bench.py": bench.build_parser,
-    "ablation.py": ablation.build_parser,
-    "verify_resume.py": verify_resume.build_parser,
+    "studies.ablation": ablation.build_parser,
+    "studies.verify_resume": verify_resume.build_parser,
 }
 PROGRAM_LINES = [line for line in commands() if any(re.search(rf"(^|[ /]){name}( |$)", line) for name in PARSERS)]
 
@@ -128,7 +125,7 @@ def test_the_pages_have_commands_of_every_program():
 @pytest.mark.parametrize("line", PROGRAM_LINES)
 def test_every_command_parses(line):
     words = shlex.split(line, comments=True)
-    at = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    at = next(index for index, word in enumerate(words) if word.endswith(".py") or word.startswith("studies."))
     arguments = [word for word in words[at + 1 :] if word not in ('"$@"', "$@")]
     parser = PARSERS[Path(words[at]).name]()
     if Path(words[at]).name == "main.py":
@@ -137,6 +134,19 @@ def test_every_command_parses(line):
         parse_args(arguments)
     else:
         parser.parse_args(arguments)
+
+
+def test_tilde_is_expanded_in_every_program(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    for name, builder in PARSERS.items():
+        for action in builder()._actions:
+            if action.metavar in ("DIR", "FILE", "STEM", "SOURCE") and name != "main.py":
+                assert action.type is not None, (name, action.dest)
+                assert action.type("~/x") == "/somewhere/x", (name, action.dest)
+    from option import parse_args
+
+    args = parse_args(["--dir_experiment=~/x", "--dir_data=~/y", "--pre_train=~/z.pt"])
+    assert (args.dir_experiment, args.dir_data, args.pre_train) == ("/somewhere/x", "/somewhere/y", "/somewhere/z.pt")
 
 
 def test_what_the_pages_name_exists():

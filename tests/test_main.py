@@ -13,44 +13,22 @@ import pytest
 import torch
 from conftest import assert_one_line, command, program, small_run
 from forked import Program
+from helpers import equal, history, launch, randomise, scores, wait_for, weights
 from PIL import Image
-from test_recalibration import randomise
 
 import export
 from data import build_test_sets, usable_cores
 from data.image import read_image, write_png
 from evaluation.evaluate import Scores, evaluate
-from main import main
 from model import build_model
 from model.checkpoint import pack, rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import is_recalibrated
 from option import parse_args
 from runtime.errors import UserError
+from runtime.hardware import seed_everything
+from runtime.tensor_files import load_tensors, save_tensors
 from train import trainer
-from utility import load_tensors, save_tensors, seed_everything
-
-
-def launch(*flags: str) -> None:
-    main(parse_args(list(map(str, flags))))
-
-
-def history(folder: Path) -> list[dict]:
-    with open(folder / "history.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def weights(folder: Path, name: str = "latest") -> dict[str, torch.Tensor]:
-    return load_tensors(folder / f"model/model_{name}.pt")["model"]
-
-
-def equal(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def scores(folder: Path, name: str = "Small") -> list[tuple]:
-    with open(folder / f"scores-{name}.csv", newline="") as file:
-        return [(row["image"], float(row["PSNR"]), float(row["SSIM"])) for row in csv.DictReader(file)]
 
 
 @pytest.mark.curves
@@ -405,13 +383,6 @@ def test_nothing_to_go_on_with(small_set):
 
 
 # --- how a run ends ---
-
-
-def wait_for(process: Program, words: str) -> None:
-    for line in process.stdout:
-        if words in line:
-            return
-    raise AssertionError(f"{words!r} never came: {process.stderr.read()}")
 
 
 def children(pid: int) -> list[int]:

@@ -6,26 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import launch
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
+import compare
 import report
-import tabulate
 from data import image as files
 from data import resize
 from data.image import read_image, write_png
 from evaluation import evaluate
 from evaluation.metrics import psnr_ssim, rgb_to_chroma, rgb_to_y
-from main import main
 from model.checkpoint import pack
 from model.krgn import KRGN
-from option import parse_args
-from utility import save_tensors
+from runtime.tensor_files import save_tensors
 
 KEPT = ("--save_results", "--save_gt")
-
-
-def launch(*flags) -> None:
-    main(parse_args(list(map(str, flags))))
 
 
 def scores(folder: Path, name: str) -> dict[str, float]:
@@ -209,7 +204,7 @@ def test_images_that_spoil_a_mean_are_named(small_set, photo, capsys):
     for name, pixels in (("cat", photo[:40, :48]), ("blank", np.full((40, 48, 3), 77, np.uint8))):
         write_png(small_set / f"benchmark/Odd/HR/{name}.png", pixels)
     common = ("--data_test", "Odd+Good", "--dir_data", small_set)
-    tabulate.main([*map(str, ("bicubic", *common, "--scale", "2", "--n_runs", "0", "--out", small_set / "t"))])
+    compare.main([*map(str, ("bicubic", *common, "--scale", "2", "--n_runs", "0", "--out", small_set / "t"))])
     said = capsys.readouterr().out
     assert "Odd x2: PSNR is infinite, for SR equals HR, and so is the mean: blank\n" in said
     assert "Odd x2: HR is one colour, whose score means nothing but moves the mean: blank\n" in said

@@ -7,17 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import randomise
 from PIL import Image
-from test_recalibration import randomise
 
-import demo
 import kl
 from data.image import list_images, read_image
 from model.checkpoint import pack
 from model.krgn import KRGN
 from reporting import figures
 from runtime.errors import UserError
-from utility import load_tensors, save_tensors
+from runtime.tensor_files import load_tensors, save_tensors
+from studies import demo
 
 
 @pytest.fixture

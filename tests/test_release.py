@@ -10,12 +10,13 @@ import pytest
 import torch
 from conftest import ROOT, program
 
+from compare import PUBLISHED
 from data.srdata import to_tensor
-from deploy.folded import inputs
+from deploy.fold import comparison_images
 from model.checkpoint import rebuild, unpack
 from model.recalibration import is_recalibrated
-from tabulate import PUBLISHED
-from utility import digest, load_tensors
+from runtime.files import digest
+from runtime.tensor_files import load_tensors
 
 README = (ROOT / "README.md").read_text()
 SETS = ("Set5", "Set14", "Kodak24")
@@ -53,7 +54,7 @@ def test_every_form_is_the_same_network(scale, photo):
         ),
         "hub": torch.hub.load(str(ROOT), "krgn", source="local", scale=scale, pretrained=True, verbose=False),
     }  # fmt: skip
-    images = [*inputs(3, 255), to_tensor(photo[100:148, 150:214], 3)[None].float()]
+    images = [*comparison_images(3, 255), to_tensor(photo[100:148, 150:214], 3)[None].float()]
     with torch.inference_mode():
         for image in images:
             expected = trained(image)

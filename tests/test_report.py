@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_one_line, program
+from helpers import randomise
 from PIL import Image
-from test_recalibration import randomise
 
 import main as main_program
 import report
@@ -23,7 +23,7 @@ from model.krgn import KRGN
 from option import parse_args
 from reporting import figures
 from runtime.errors import UserError
-from utility import save_tensors
+from runtime.tensor_files import save_tensors
 
 PROTOCOL = protocol("y")
 

@@ -38,7 +38,8 @@ from tqdm import tqdm
 
 from data.listing import NO_PICTURES, scan
 from runtime.errors import UserError, printable
-from utility import atomic_path, available_memory, open_regular
+from runtime.files import atomic_path, open_regular
+from runtime.hardware import available_memory
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

@@ -1,1 +1,1 @@
-"""What leaves the framework: the folded file and its check (`folded.py`), and other forms (`formats.py`)."""
+"""What leaves the framework: the folded file and its check (`fold.py`), and other forms (`formats.py`)."""

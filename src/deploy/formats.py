@@ -28,7 +28,9 @@ from model import MODELS
 from model.checkpoint import model_of, rebuild, unpack
 from model.krgn import CCA, KRGN, RCG
 from runtime.errors import UserError, printable
-from utility import fresh_processes, load_tensors, open_regular, save_tensors
+from runtime.files import open_regular
+from runtime.hardware import fresh_processes
+from runtime.tensor_files import load_tensors, save_tensors
 
 try:
     import resource

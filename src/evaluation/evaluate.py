@@ -20,13 +20,13 @@ from data.image import write_png
 from data.srdata import TestSet, to_tensor
 from evaluation import metrics
 from evaluation.metrics import perceptual_metrics, psnr_ssim, quantise, rgb_to_chroma, smallest_scored, with_chroma
-from experiment import Experiment
 from model import inference, tiling
 from model.precision import autocast
 from model.tiling import Tiles
 from runtime import distributed
 from runtime.errors import UserError, printable, says_out_of_memory
-from utility import available_memory
+from runtime.experiment import Experiment
+from runtime.hardware import available_memory
 
 log = logging.getLogger("krgn")
 

@@ -65,7 +65,7 @@ def pack(network: nn.Module, model: str, **facts) -> dict:
 
 
 def unpack(content, path: str) -> Checkpoint:
-    """The checkpoint in what `utility.load_tensors` read from `path`.
+    """The checkpoint in what `runtime.tensor_files.load_tensors` read from `path`.
 
     Raises:
         UserError: if there is no state dict in it.

@@ -21,7 +21,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from model import fused
+from model import cffb
 from model.common import (
     MeanShift,
     activation,
@@ -55,8 +55,8 @@ class RCG(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if fused.fits(x, *self.conv_acts):
-            return fused.cffb(x, *self.conv_acts, plus=x)  # the same in fewer passes over memory
+        if cffb.fits(x, *self.conv_acts):
+            return cffb.cffb(x, *self.conv_acts, plus=x)  # the same in fewer passes over memory
         out = x
         for near, far in zip(self.conv_acts[::2], self.conv_acts[1::2], strict=True):
             out = near(out) + far(out)  # CFFB
@@ -90,7 +90,7 @@ class CCA(nn.Module):
     @staticmethod
     def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance of each channel over H and W, (N, C, 1, 1) each, float32 at least."""
-        variance, mean = fused.var_mean(x)
+        variance, mean = cffb.var_mean(x)
         return mean, variance
 
     def attention(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
@@ -124,14 +124,14 @@ class PMRB(nn.Module):
     def local(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         """The part of the block that is local: everything before the attention, with the statistics that it needs, or
         None where they are still to be taken."""
-        late = fused.taps_fit(x, self.conv1x1s, self.conv1x1_act)  # all 1x1 convolutions in one pass over memory
+        late = cffb.taps_fit(x, self.conv1x1s, self.conv1x1_act)  # all 1x1 convolutions in one pass over memory
         out, taps = x, []
         for conv1x1, block in zip(self.conv1x1s, self.blocks, strict=True):
             taps.append(out if late else conv1x1(out))
             out = block(out)
         taps.append(self.conv3x3(out))
         if late:
-            return fused.taps(taps, self.conv1x1s, self.conv1x1_act)
+            return cffb.taps(taps, self.conv1x1s, self.conv1x1_act)
         return self.conv1x1_act(torch.cat(taps, dim=1)), None
 
 
@@ -204,8 +204,8 @@ class KRGN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shallow = self.shallow(x)
-        fused = conv1x1_of_parts(self.features_fusion_module[0], self.features(shallow))
-        return self.tail(fused, shallow)
+        dense = conv1x1_of_parts(self.features_fusion_module[0], self.features(shallow))
+        return self.tail(dense, shallow)
 
     def shallow(self, x: torch.Tensor) -> torch.Tensor:
         """SFE, in the dtype in which the body runs: that of an autocast, or of its weights."""
@@ -220,10 +220,10 @@ class KRGN(nn.Module):
             out = block(out)
             yield out
 
-    def tail(self, fused: torch.Tensor, shallow: torch.Tensor) -> torch.Tensor:
+    def tail(self, dense: torch.Tensor, shallow: torch.Tensor) -> torch.Tensor:
         """The rest of DFF after its 1x1 convolution, and UP."""
         last, shuffle = self.upsampler
-        return in_float32(self.add_mean, shuffle(in_float32(last, self.features_fusion_module[1:](fused) + shallow)))
+        return in_float32(self.add_mean, shuffle(in_float32(last, self.features_fusion_module[1:](dense) + shallow)))
 
 
 def make_model(args) -> KRGN:

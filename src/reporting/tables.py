@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from runtime.errors import UserError, printable
-from utility import read_json, read_regular, write_bytes
+from runtime.files import read_json, read_regular, write_bytes
 
 SUFFIXES = ("md", "csv", "json", "tex")
 

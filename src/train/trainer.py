@@ -26,7 +26,6 @@ from tqdm import tqdm
 from data import train_batches
 from data.srdata import TestSet, TrainSet
 from evaluation.evaluate import Scores, evaluate_as_asked, protocol, to_network
-from experiment import Experiment
 from loss import Loss
 from loss.perceptual import load_vgg19
 from model.checkpoint import pack
@@ -34,6 +33,8 @@ from model.precision import InPrecision
 from model.recalibration import fold
 from runtime import distributed, errors
 from runtime.errors import UserError, held
+from runtime.experiment import Experiment
+from runtime.tensor_files import load_tensors
 from train.optim import (
     make_average,
     make_critic_optimizer,
@@ -44,7 +45,6 @@ from train.optim import (
 )
 from train.statecheck import expect, fitting, same_optimizer, same_progress, same_random, same_tensors
 from train.tensorboard import Board
-from utility import load_tensors
 
 log = logging.getLogger("krgn")
 

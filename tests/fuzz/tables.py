@@ -1,4 +1,4 @@
-"""Tables that report.py reads: JSON of tabulate.py, scores of a test as CSV, and the log beside them."""
+"""Tables that report.py reads: JSON of compare.py, scores of a test as CSV, and the log beside them."""
 
 import csv
 import io

@@ -25,12 +25,12 @@ def bases(folder: Path) -> dict[str, bytes]:
     """Whole files of every form, and what is in them."""
     import safetensors.torch
 
-    from deploy import folded
+    from deploy.fold import write_folded
     from model.checkpoint import pack
     from model.edsr import EDSR
     from model.krgn import KRGN
     from model.rcan import RCAN
-    from utility import save_tensors
+    from runtime.tensor_files import save_tensors
 
     networks = {"KRGN": KRGN(scale=2, n_feats=8, n_resgroups=1), "EDSR": EDSR(scale=2, n_feats=8, n_resblocks=1)}
     networks["RCAN"] = RCAN(scale=2, n_feats=8, n_resgroups=1, n_resblocks=1, reduction=2)
@@ -38,7 +38,7 @@ def bases(folder: Path) -> dict[str, bytes]:
     for name, network in networks.items():
         save_tensors(folder / "x.pt", pack(network, name, epoch=3))
         found[f"{name} pack"] = (folder / "x.pt").read_bytes()
-        folded.write(folder / "x.pt", folder / "x.safetensors")
+        write_folded(folder / "x.pt", folder / "x.safetensors")
         found[f"{name} folded"] = (folder / "x.safetensors").read_bytes()
         state = network.state_dict()
         found[f"{name} bare"] = safetensors.torch.save(state)
@@ -174,7 +174,7 @@ def take(path: Path) -> None:
     from model.checkpoint import adopt, rebuild, unpack
     from option import OptionError, parse_args
     from runtime.errors import UserError
-    from utility import load_tensors
+    from runtime.tensor_files import load_tensors
 
     checkpoint = unpack(load_tensors(path), str(path))
     try:

@@ -1,0 +1,135 @@
+"""The folded file of a checkpoint: plain kernels as safetensors, compared with the training form before it is written.
+
+    write(source, target)    re-reads the checkpoint, folds it, rebuilds the network out of the new file's bytes alone
+
+The network that a reader of the file gets is compared with the one that was trained, on seeded random images: a
+transform or a dilation that was forgotten on the way is seen before anybody deploys the file.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from model.checkpoint import FORMAT, Checkpoint, model_of, pack, rebuild, unpack
+from model.recalibration import fold
+from runtime.errors import UserError
+from runtime.files import digest, write_bytes
+from runtime.provenance import git_commit
+from runtime.tensor_files import load_tensors, parse_safetensors
+
+TOLERANCE = 1e-3  # of the 0-255 range: what a fold may change by rounding, far below half a gray level
+
+
+def write_folded(source: Path, *targets: Path, **unseen) -> float:
+    """Folds the checkpoint file `source` and writes it as safetensors to every one of `targets`.
+
+    Args:
+        unseen: hyper-parameters that a bare state dict does not say, as `model.checkpoint.rebuild` takes them.
+
+    Returns:
+        The largest difference from the training form that was found, of the 0-255 range.
+
+    Raises:
+        UserError: if they differ by more than `TOLERANCE`, with the first layer that does; nothing is written then.
+    """
+    checkpoint = unpack(load_tensors(source), str(source))
+    with torch.random.fork_rng(devices=[]):
+        trained = rebuild(checkpoint, **unseen).eval()
+    content = folded_bytes(checkpoint, trained, digest(source))
+    with torch.random.fork_rng(devices=[]):  # a training's random numbers must not depend on its saves
+        deployed = rebuild(unpack(parse_safetensors(content), str(targets[0]))).eval()
+    deviation = largest_deviation(trained, deployed)
+    if not deviation < TOLERANCE:
+        raise UserError(
+            f"{source}: the folded network differs by {deviation:.1e} of 255, allowed is {TOLERANCE:.0e}, first in "
+            f"{first_difference(trained, deployed)}: not written; the weights are damaged or far out of range"
+        )
+    for target in targets:
+        write_bytes(target, content)
+    return deviation
+
+
+def folded_bytes(checkpoint: Checkpoint, trained: nn.Module, sha256: str) -> bytes:
+    """The content of the safetensors file: the folded state dict, and in the metadata all it takes to rebuild it."""
+    # Plain kernels had nothing to fold.
+    was_folded = checkpoint.recalibrated or checkpoint.facts.get("folded", False)
+    kept = {name: checkpoint.facts[name] for name in ("epoch", "psnr", "weights") if name in checkpoint.facts}
+    packed = pack(fold(trained), model_of(checkpoint), folded=was_folded, **kept)
+    metadata = {
+        "format": FORMAT,
+        "facts": json.dumps(packed["facts"]),
+        "input": describe_input(trained),
+        "source_sha256": sha256,
+        "git_commit": git_commit(),
+    }
+    content = safetensors.torch.save(packed["model"], metadata)
+    tensors = memoryview(content)[8 + int.from_bytes(content[:8], "little") :]
+    return safetensors.torch.save(packed["model"], metadata | {"sha256": hashlib.sha256(tensors).hexdigest()})
+
+
+def describe_input(network: nn.Module) -> str:
+    """Layout and value range, for people who deploy the file."""
+    shape = network.hyperparameters
+    channels = "RGB" if shape["n_colors"] == 3 else "luma Y of BT.601 (16..235)"
+    return (
+        f"NCHW float32, {channels}, 0..{shape['rgb_range']:g}; output x{shape['scale']} in the same form, not clamped"
+    )
+
+
+# --- comparison ---
+
+
+def comparison_images(n_colors: int, rgb_range: float) -> list[torch.Tensor]:
+    """Images to compare networks on, (1, n_colors, H, W) in 0..`rgb_range`, seeded: two of noise, a smooth one."""
+    noise = torch.Generator().manual_seed(0)
+    images = [torch.rand(1, n_colors, *size, generator=noise) for size in ((48, 48), (33, 57), (6, 7))]
+    images[2] = nn.functional.interpolate(images[2], scale_factor=8, mode="bicubic").clamp(0, 1)
+    return [image * rgb_range for image in images]
+
+
+@torch.no_grad()
+def largest_deviation(one: nn.Module, other: nn.Module) -> float:
+    """The largest difference of two networks' outputs on `inputs`, of the 0-255 range; infinite if one is NaN."""
+    shape = one.hyperparameters
+    worst = 0.0
+    for image in comparison_images(shape["n_colors"], shape["rgb_range"]):
+        a, b = one(image), other(image)
+        if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()):
+            return float("inf")
+        worst = max(worst, (a - b).abs().max().item() * 255 / shape["rgb_range"])
+    return worst
+
+
+@torch.no_grad()
+def first_difference(one: nn.Module, other: nn.Module) -> str:
+    """The first layer, in the order of execution, whose outputs differ, and by how much of its largest value."""
+    image = comparison_images(one.hyperparameters["n_colors"], one.hyperparameters["rgb_range"])[-1]
+    outputs = [_outputs(network, image) for network in (one, other)]
+    for name, a in outputs[0].items():
+        b = outputs[1].get(name)
+        if b is None or a.shape != b.shape:
+            return f"{name} (another shape)"
+        off = ((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item()
+        if not off < 1e-4:
+            return f"{name} ({off:.1e} of its largest value)"
+    return "no layer by itself: rounding adds up"
+
+
+def _outputs(network: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What every layer without layers inside gives for an image, in the order of execution."""
+    found: dict[str, torch.Tensor] = {}
+    handles = [
+        module.register_forward_hook(lambda _, __, out, name=name: found.setdefault(name, out.detach().clone()))
+        for name, module in network.named_modules()
+        if not list(module.children())
+    ]
+    try:
+        network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

@@ -1,0 +1,268 @@
+"""The folder of a run, experiment/<save>/, and everything a run leaves there:
+
+    config.txt                  all options, versions and the git commit of a training run (config_test.txt: of a test)
+    log.txt                     what was printed, with times; a run that goes on appends
+    history.csv, curves.png, curves.pdf     losses, rate and scores of each epoch
+    skipped.csv                 batches that were skipped, why, and their images
+    tensorboard/                the same numbers, and crops of SR images, for TensorBoard
+    model/model_latest.pt       weights after the last epoch, in training form
+    model/model_best.pt         weights of the epoch with the best PSNR on the first test set
+    model/model_<epoch>.pt, model/state_<epoch>.pt     with --save_models
+    state.pt                    everything `--load` needs to go on
+    scores-<Set>.csv            PSNR and SSIM of each image of a test
+    results-<Set>/<image>_x4_SR.png                    with --save_results
+    .experiment                 says that this program made the folder, and so may delete it
+    .lock                       who trains in the folder: one process at a time
+
+Everything but the log is written atomically: a killed run leaves the old file or the new one.
+"""
+
+import errno
+import logging
+import os
+import platform
+import sys
+import weakref
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from deploy.fold import write_folded
+from reporting import figures
+from reporting.tables import csv_text
+from runtime import distributed
+from runtime.errors import UserError, printable
+from runtime.files import is_temporary, remove_abandoned, write_bytes
+from runtime.log import log_to
+from runtime.provenance import git_commit
+from runtime.tensor_files import load_tensors, save_tensors
+
+log = logging.getLogger("krgn")
+
+_MARKER, _LOCK = ".experiment", ".lock"
+_OURS = (
+    "config.txt", "config_test.txt", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf", "state.pt",
+    "scores-*.csv", "model/model_latest.pt", "model/model_best.pt", "model/model_[0-9]*.pt", "model/state_[0-9]*.pt",
+    "model/model_latest.safetensors", "model/model_best.safetensors", "model/model_[0-9]*.safetensors",
+    "results-*/*_x[0-9]*_[SLH]R.png", "tensorboard/events.out.tfevents.*", _MARKER,
+)  # fmt: skip
+
+
+class Experiment:
+    """One run's folder. Nothing is written before `create`."""
+
+    def __init__(self, parent: Path, name: str):
+        self.folder, self.name = parent / name, name
+        self._locked = False
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "state.pt"
+
+    def check(self, *, training: bool, reset: bool, load: bool) -> None:
+        """Whether the run may use the folder; called before any work is done, and changes nothing.
+
+        Raises:
+            UserError: if it may not.
+        """
+        name = self.name
+        ours = (self.folder / _MARKER).is_file()
+        if training and ours and distributed.is_main():
+            self._lock()
+        if load:
+            if not self.state_path.is_file():
+                raise UserError(
+                    f"--load {name}: {self.state_path} does not exist, so there is nothing to go on with: "
+                    f"check the name, or start the run with --save {name}"
+                )
+            return
+        if not self.folder.exists():
+            return
+        if not ours and not self._is_empty_frame():
+            raise UserError(f"{self.folder}: was not made by this program, so it is left alone: choose another --save")
+        # A run that was killed before its first state has nothing to lose and nothing to go on with.
+        begun = self.state_path.exists() or any((self.folder / "model").glob("model_*.pt"))
+        if training and begun and not reset:
+            raise UserError(
+                f"{self.folder}: holds a training run: go on with it (--load {name}), "
+                f"start anew (--save {name} --reset deletes it), or choose another --save"
+            )
+
+    def create(self, options: dict, *, training: bool, reset: bool = False) -> None:
+        """Makes the folder, deletes the run in it if `reset`, and writes the configuration; `check` comes first."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # First of all, so that a run that is killed now may be started again.
+            self._write_text(
+                _MARKER, "This folder was made by main.py, whose --reset may delete what main.py wrote in it.\n"
+            )
+            if training and not self._locked:
+                # Another run may have begun here since `check`.
+                self.check(training=True, reset=reset, load=bool(options["load"]))
+            if reset:
+                self._delete()
+            if training:
+                (self.folder / "model").mkdir(exist_ok=True)
+                for folder in (self.folder, self.folder / "model", *self.folder.glob("results-*")):
+                    remove_abandoned(folder)
+            log_to(self.folder / "log.txt")
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be written ({error.strerror}): name another folder with --dir_experiment"
+            ) from None
+        self._write_text("config.txt" if training else "config_test.txt", _configuration(options))
+
+    def _is_empty_frame(self) -> bool:
+        """Whether the folder holds nothing but what a run that was killed in its first moments may have left."""
+        if not self.folder.is_dir():
+            return False
+        return all(
+            is_temporary(path)
+            or path.name == _LOCK
+            or (path.name == "model" and path.is_dir() and not any(path.iterdir()))
+            for path in self.folder.iterdir()
+        )
+
+    def _lock(self) -> None:
+        """Keeps other processes from training in this folder until this one ends.
+
+        Raises:
+            UserError: if another one does.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        # Open as long as this object. No file object: the interpreter would complain of one at its end.
+        file = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            # A lock of the process: loaders, which are its copies, do not hold it, and survive it by some seconds.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                who = printable(os.read(file, 200).decode(errors="replace").strip()) or "another process"
+                os.close(file)
+                raise UserError(
+                    f"{self.folder}: {who} is training in it: wait until that has ended, stop it, or choose "
+                    "another --save"
+                ) from None
+            log.warning(
+                "%s: no locks there (%s): see to it that no other process trains in it", self.folder, error.strerror
+            )
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
+        weakref.finalize(self, os.close, file)
+        self._locked = True
+
+    def _delete(self) -> None:
+        """Deletes what this program writes, by name; anything else in the folder stays, and so does the folder then."""
+        for pattern in _OURS:
+            for path in self.folder.glob(pattern):
+                if not path.is_dir():
+                    path.unlink()
+        for folder in [*self.folder.glob("results-*"), self.folder / "model", self.folder / "tensorboard"]:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def save_model(self, checkpoint: dict, names: list[str]) -> None:
+        """Writes a checkpoint as model/model_<name>.pt for every name, and beside each its folded safetensors file."""
+        paths = [self.folder / "model" / f"model_{name}.pt" for name in names]
+        for path in paths:
+            save_tensors(path, checkpoint)
+        targets = [path.with_suffix(".safetensors") for path in paths]
+        try:
+            write_folded(paths[0], *targets)
+        except UserError as error:  # the training goes on, and its checkpoint is there
+            log.warning("%s", error)
+            for target in targets:  # of an epoch before: beside this checkpoint it would be taken for its fold
+                target.unlink(missing_ok=True)
+
+    def save_state(self, state: dict) -> None:
+        """Writes state.pt; the last good one stays until the new one is complete."""
+        save_tensors(self.state_path, state)
+
+    def keep_state(self, epoch: int) -> None:
+        """Keeps the state just saved as that of `epoch`, for --resume."""
+        write_bytes(self.folder / "model" / f"state_{epoch}.pt", self.state_path.read_bytes())
+
+    def restore_best(self, epoch: int | None) -> None:
+        """Makes model_best.pt what it was when `epoch` was the best so far, after going back in the run."""
+        for suffix in ("pt", "safetensors"):
+            kept, best = (self.folder / "model" / f"model_{which}.{suffix}" for which in (epoch, "best"))
+            if kept.exists():
+                write_bytes(best, kept.read_bytes())
+            elif suffix == "safetensors":
+                best.unlink(missing_ok=True)  # a fold of other weights than model_best.pt now has
+
+    def load_state(self, epoch: int = 0) -> dict:
+        """The last state, or that of an epoch.
+
+        Raises:
+            UserError: if there is none; for an epoch, with those that exist.
+        """
+        path = self.folder / "model" / f"state_{epoch}.pt" if epoch else self.state_path
+        if not path.exists():
+            found = [other.stem.removeprefix("state_") for other in path.parent.glob("state_*.pt")]
+            kept = sorted(int(number) for number in found if number.isdecimal())
+            there = (
+                f"epochs {', '.join(map(str, kept))} were kept" if kept else "none was kept (--save_models keeps them)"
+            )
+            raise UserError(f"--resume {epoch}: {path} does not exist; {there}: give one of those, or no --resume")
+        try:
+            state = load_tensors(path)
+        except UserError as error:
+            latest = path.parent / ("model_latest.pt" if epoch else "model/model_latest.pt")
+            also = f", or start another run from the last weights with --pre_train {latest}" if latest.is_file() else ""
+            raise UserError(f"{error}{also}") from None
+        wanted = {"model": dict, "options": dict, "optimizer": dict, "progress": dict, "given": list}
+        fits = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in wanted.items())
+        if not fits or not all(isinstance(name, str) for name in (*state["given"], *state["options"])):
+            raise UserError(f"{path}: is no state of a run, expected what main.py saved there: restore the file")
+        return state
+
+    def save_history(self, history: list[dict]) -> None:
+        """Writes history.csv, a row an epoch, and draws the curves."""
+        self._write_csv("history.csv", history)
+        try:
+            for form, content in figures.curves(history).items():
+                write_bytes(self.folder / f"curves.{form}", content)
+        except Exception as error:  # no picture is worth a training
+            log.warning(
+                "%s: no curves were drawn (%s)", self.folder, (str(error).splitlines() or [type(error).__name__])[0]
+            )
+
+    def save_skipped(self, rows: list[dict]) -> None:
+        """Writes skipped.csv, a row for each batch that never reached the weights."""
+        self._write_csv("skipped.csv", rows)
+
+    def save_scores(self, set_name: str, rows: list[dict]) -> None:
+        """Writes scores-<Set>.csv, a row an image."""
+        self._write_csv(f"scores-{set_name}.csv", rows)
+
+    def result_path(self, set_name: str, image: str, scale: int, kind: str) -> Path:
+        """Where an image of a test goes: results-<Set>/<image>_x<scale>_<kind>.png."""
+        return self.folder / f"results-{set_name}" / f"{image}_x{scale}_{kind}.png"
+
+    def _write_csv(self, name: str, rows: list[dict]) -> None:
+        # A run that goes on with other test sets has other columns from then on.
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        self._write_text(name, csv_text([columns, *([row.get(name) for name in columns] for row in rows)]))
+
+    def _write_text(self, name: str, text: str) -> None:
+        write_bytes(self.folder / name, text.encode(errors="backslashreplace"))
+
+
+def _configuration(options: dict) -> str:
+    versions = {"python": platform.python_version(), "git commit": git_commit()}
+    for package in ("torch", "numpy", "pillow"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    if torch.cuda.is_available():
+        versions["GPU"] = torch.cuda.get_device_name()
+    lines = [f"command: {' '.join(sys.argv)}", ""]
+    lines += [f"{name}: {value}" for name, value in options.items()] + [""]
+    lines += [f"{name}: {value}" for name, value in versions.items()]
+    return "\n".join(lines) + "\n"
