@@ -21,7 +21,7 @@ def main(args: Options) -> None:
     from runtime.hardware import choose_device, keep_memory, seed_everything
     from runtime.log import start_log
     from runtime.tensor_files import load_tensors
-    from train.trainer import Trainer
+    from train.build import build_trainer
 
     log = start_log()
     if not args.release_memory:
@@ -63,7 +63,7 @@ def main(args: Options) -> None:
         if args.test_only:
             test(args, fold(network), test_sets, experiment, device)
         else:
-            Trainer(args, network, train_set, test_sets, experiment, device, state).fit()
+            build_trainer(args, network, train_set, test_sets, experiment, device, state).fit()
 
 
 if __name__ == "__main__":

@@ -25,11 +25,15 @@ LEVELS = [
     PACKAGES,  # their __init__.py
     {"runtime.errors", "runtime.provenance", "evaluation.metrics", "reporting.figures", "train.tensorboard"},
     {"option", "runtime.distributed", "runtime.files", "model", "train.optim"},
-    {"runtime.hardware", "runtime.log", "runtime.tensor_files", "train.statecheck", "loss"},
-    {"deploy.fold", "reporting.tables"},
+    {"runtime.hardware", "runtime.log", "runtime.tensor_files", "train.statecheck", "train.requests", "loss"},
+    {"deploy.fold", "reporting.tables", "train.step"},
+    {"train.state"},
+    {"train.monitor"},
     {"data", "runtime.experiment"},
     {"evaluation.evaluate", "deploy.formats"},
+    {"train.files"},
     {"train.trainer"},
+    {"train.build"},
     {"main", "export", "kl", "prepare", "compare", "report", "bench"}
     | {"studies.ablation", "studies.degrade", "studies.demo", "studies.verify_resume"},
 ]

@@ -13,7 +13,7 @@ from loss.adversarial import KINDS, Adversarial
 from loss.perceptual import Perceptual, load_vgg19, vgg19
 from runtime.errors import UserError
 from runtime.tensor_files import load_tensors, save_tensors
-from train import trainer
+from train import monitor
 
 
 def test_weighted_terms():
@@ -194,8 +194,8 @@ def test_adversarial_training_goes_on_exactly(small_set):
 def test_a_discriminator_that_is_not_finite_skips_the_batch(small_set, monkeypatch):
     critic_loss = Adversarial.critic_loss
     monkeypatch.setattr(Adversarial, "critic_loss", lambda *given: critic_loss(*given) * torch.nan)
-    monkeypatch.setattr(trainer, "MAX_SKIPPED", 3)
-    with pytest.raises(trainer.Diverged):
+    monkeypatch.setattr(monitor, "MAX_SKIPPED", 3)
+    with pytest.raises(monitor.Diverged):
         launch(*small_run(small_set, "--loss", "1*L1+0.1*GAN", "--patch_size", "32"))
     skipped = (small_set.parent / "experiment/small/skipped.csv").read_text()
     assert skipped.count("its discriminator's loss is not finite") == 3
