@@ -11,13 +11,13 @@ import time
 
 import pytest
 import torch
-from runtime import files
 from conftest import ROOT, small_run
 from helpers import equal, history, launch, weights
 
 from data.image import write_png
 from option import _STRUCTURE, build_parser, checked_values, parse_args
 from reporting import figures
+from runtime import files
 from runtime.errors import UserError
 from runtime.files import digest
 from runtime.tensor_files import load_tensors, save_tensors
