@@ -1,51 +1,67 @@
-"""Networks by name. A model's module has
+"""Networks for lightweight image super-resolution whose kernels are recalibrated, as a library:
 
-make_model(args)            its adapter from the command line
-structure(state)            its hyper-parameters, read off a state dict
-UNSEEN                      hyper-parameters that a state dict does not show, with the values to assume
-TAIL                        how the names of layers begin that are made anew for another scale
-kernel_sets(model, block)   the convolutions of a block, for looking at their kernels
+    import krgn
+
+    network = krgn.load("KRGN_x4")           # a released network, or a .pt or .safetensors file; folded, in eval mode
+    enlarged = krgn.upscale(network, image)  # uint8 (H, W, 3), or float (N, 3, H, W) in 0..255
+
+    trained = krgn.recalibrate(network)      # any torch network: the same outputs, and kernels to train further
+    plain = krgn.fold(trained)               # plain kernels again, the same function
+
+In this repository the package is `src/model`; installed (`pip install .`) it is called `krgn`. Everything below is
+imported when it is first used, so that neither `import krgn` nor `krgn.UserError` loads torch.
 """
 
-from torch import nn
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from model import edsr, krgn, rcan
-from model.recalibration import basis_is_frozen, fold, is_recalibrated, recalibrate
+from .errors import UserError
 
-# CFGN, KRGN's predecessor, is KRGN with plain kernels and groups = 32: its defaults in option.py say so.
-MODELS = {"KRGN": krgn, "CFGN": krgn, "EDSR": edsr, "RCAN": rcan}
+if TYPE_CHECKING:
+    from . import cffb
+    from .krgn import KRGN
+    from .library import load, upscale
+    from .networks import MODELS, build_model, count_parameters, describe
+    from .recalibration import RecConv, fold, fuse, recalibrate
+
+__all__ = [
+    "KRGN",
+    "MODELS",
+    "RecConv",
+    "UserError",
+    "build_model",
+    "cffb",
+    "count_parameters",
+    "describe",
+    "fold",
+    "fuse",
+    "load",
+    "recalibrate",
+    "upscale",
+]
+
+_MODULE_OF = {
+    "KRGN": "krgn",
+    "MODELS": "networks",
+    "RecConv": "recalibration",
+    "build_model": "networks",
+    "count_parameters": "networks",
+    "describe": "networks",
+    "fold": "recalibration",
+    "fuse": "recalibration",
+    "load": "library",
+    "recalibrate": "recalibration",
+    "upscale": "library",
+}
 
 
-def build_model(args) -> nn.Module:
-    """The network that the options describe, freshly initialised.
-
-    KRGN is made with recalibrated kernels; of other networks the body's convolutions above 1x1 are recalibrated.
-    """
-    network = MODELS[args.model].make_model(args)
-    if args.kernels == "recalibrated" and not is_recalibrated(network):
-        network = recalibrate(network, _in_body, train_basis=args.basis == "trained")
-    return network
+def __getattr__(name: str) -> object:
+    if name == "cffb":
+        return import_module(".cffb", __name__)
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
 
 
-def _in_body(name: str, convolution: nn.Module) -> bool:
-    return name.startswith("body.") and max(convolution.kernel_size) > 1
-
-
-def describe(network: nn.Module, name: str) -> str:
-    """One line: the network, its kernels, and its parameters in training form and deployed (folded)."""
-    shape = {
-        flag: f"{value:g}" if isinstance(value, float) else value for flag, value in network.hyperparameters.items()
-    }
-    title = f"{name} x{shape.pop('scale')} ({', '.join(f'{flag} {value}' for flag, value in shape.items())})"
-    if not is_recalibrated(network):
-        return f"{title}: plain kernels; {count_parameters(network):,} parameters"
-    basis = "frozen" if basis_is_frozen(network) else "trained"
-    return (
-        f"{title}: recalibrated kernels, {basis} basis; {count_parameters(network):,} parameters in training form, "
-        f"{count_parameters(fold(network)):,} deployed"
-    )
-
-
-def count_parameters(network: nn.Module) -> int:
-    """All parameters, those of the fixed mean shifts included, as published counts do."""
-    return sum(parameter.numel() for parameter in network.parameters())
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,10 +17,11 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from model import MODELS, build_model, statedict
-from model.common import ACTIVATIONS
-from model.recalibration import basis_is_frozen, is_recalibrated
-from runtime.errors import UserError, printable
+from . import statedict
+from .common import ACTIVATIONS
+from .errors import UserError, printable
+from .networks import MODELS, build_model
+from .recalibration import basis_is_frozen, is_recalibrated
 
 log = logging.getLogger("krgn")
 
@@ -42,6 +43,11 @@ class Checkpoint:
     def recalibrated(self) -> bool:
         """Whether it is in training form, with basis and transforms."""
         return any(name.endswith(".transform") for name in self.state)
+
+    @property
+    def form(self) -> str:
+        """In words: "training form", "folded" (its kernels were computed from that) or "plain kernels"."""
+        return "training form" if self.recalibrated else "folded" if self.facts.get("folded") else "plain kernels"
 
 
 def pack(network: nn.Module, model: str, **facts) -> dict:

@@ -15,7 +15,7 @@ import re
 import torch
 from torch import nn
 
-from model.common import MeanShift, range_of_shift, scale_of_upsampler, stepwise_upsampler
+from .common import MeanShift, range_of_shift, scale_of_upsampler, stepwise_upsampler
 
 TAIL = "tail."  # names of the layers that depend on the scale
 UNSEEN = {"res_scale": 1.0}  # hyper-parameters that a state dict does not show

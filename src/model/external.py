@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from runtime.errors import UserError
+from .errors import UserError
 
 
 class External(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from runtime.errors import says_out_of_memory
+from .errors import says_out_of_memory
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 

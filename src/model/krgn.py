@@ -21,8 +21,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from model import cffb
-from model.common import (
+from . import cffb
+from .common import (
     MeanShift,
     activation,
     autocast_dtype,
@@ -32,7 +32,7 @@ from model.common import (
     range_of_shift,
     upsampler,
 )
-from model.recalibration import RecConv, at_once
+from .recalibration import RecConv, batch_kernels
 
 TAIL = "upsampler."  # names of the layers that depend on the scale
 UNSEEN = {"dilation": 3, "act": "lrelu"}  # hyper-parameters that a state dict does not show, as published
@@ -200,7 +200,7 @@ class KRGN(nn.Module):
         self.upsampler = upsampler(n_feats, n_colors, scale)
         self.add_mean = MeanShift(n_colors=n_colors, rgb_range=rgb_range, sign=+1)
         if recalibrated:
-            at_once(self)  # faster than each layer for itself
+            batch_kernels(self)  # faster than each layer for itself
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shallow = self.shallow(x)

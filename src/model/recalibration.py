@@ -68,11 +68,11 @@ class RecConv(nn.Conv2d):
         )
         self.weight.requires_grad_(train_basis)
 
-        self.computed: torch.Tensor | None = None  # W_t during a forward pass of a network with `at_once`
+        self.computed: torch.Tensor | None = None  # W_t during a forward pass of a network with `batch_kernels`
 
     def kernel(self) -> torch.Tensor:
         """W_t of equation (1), shaped like `weight`; differentiable in the basis and in the transform."""
-        return recalibrated([self])[0]
+        return compute_kernels([self])[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(x, kernel_of(self), self.bias)
@@ -95,6 +95,8 @@ class RecConv(nn.Conv2d):
         plain.bias = None if self.bias is None else nn.Parameter(self.bias.clone())
         return plain.train(self.training)
 
+    fuse = fold  # timm's `reparameterize_model` calls it by this name
+
 
 def _settings(conv: nn.Conv2d) -> dict:
     """The constructor's arguments for a layer like `conv` whose parameters are still to be put in."""
@@ -110,7 +112,7 @@ def kernel_of(conv: nn.Conv2d) -> torch.Tensor:
     return conv.kernel() if conv.computed is None else conv.computed
 
 
-def recalibrated(layers: list[RecConv]) -> list[torch.Tensor]:
+def compute_kernels(layers: list[RecConv]) -> list[torch.Tensor]:
     """W_t = W_b + T(W_b), equation (1), of each layer, shaped like its `weight`.
 
     T is written as a matrix product, its weights times the patches of the basis, so that all layers of a shape are one
@@ -164,11 +166,11 @@ class _Products(torch.autograd.Function):
         return torch.bmm(grad, patches), torch.bmm(grad.transpose(1, 2), transforms)
 
 
-def at_once(model: nn.Module) -> nn.Module:
+def batch_kernels(model: nn.Module) -> nn.Module:
     """Has `model` compute the kernels of all its `RecConv` layers together, when its forward pass begins.
 
     They are gone when it ends: a model with `torch.utils.checkpoint` inside, which runs parts again in the backward
-    pass, cannot have this (`each_for_itself` undoes it).
+    pass, cannot have this (`unbatch_kernels` undoes it).
     """
     model.register_forward_pre_hook(_compute)
     model.register_forward_hook(_forget, always_call=True)
@@ -177,7 +179,7 @@ def at_once(model: nn.Module) -> nn.Module:
 
 def _compute(model: nn.Module, _) -> None:
     layers = [module for module in model.modules() if isinstance(module, RecConv)]
-    for layer, kernel in zip(layers, recalibrated(layers), strict=True):
+    for layer, kernel in zip(layers, compute_kernels(layers), strict=True):
         layer.computed = kernel
 
 
@@ -201,7 +203,7 @@ def recalibrate(
     Outputs are those of `model` bit for bit until T is trained. Parameters keep their names, values, devices and
     dtypes; each chosen layer has a new one, `<name>.transform`. The original is not changed, a layer used in several
     places stays shared in the copy, and layers that are recalibrated already stay as they are. `fold` undoes it. All
-    kernels are computed `at_once`.
+    kernels are computed `batch_kernels`.
 
     Args:
         where: which convolutions: a pattern of their names as in `named_modules`, for instance "body.*" (`fnmatch`,
@@ -222,7 +224,7 @@ def recalibrate(
         for conv in _chosen(model, where)
     }
     # The memo makes deepcopy use each new layer where the convolution stood, so sharing is kept.
-    return at_once(each_for_itself(copy.deepcopy(model, layers)))
+    return batch_kernels(unbatch_kernels(copy.deepcopy(model, layers)))
 
 
 def _chosen(model: nn.Module, where: str | Chooser | None) -> list[nn.Conv2d]:
@@ -293,11 +295,14 @@ def fold(model: nn.Module) -> nn.Module:
     """
     # The memo makes deepcopy use each folded layer where the RecConv stood, so T is never copied and sharing is kept.
     memo = {id(module): module.fold() for module in model.modules() if isinstance(module, RecConv)}
-    return each_for_itself(copy.deepcopy(model, memo))
+    return unbatch_kernels(copy.deepcopy(model, memo))
 
 
-def each_for_itself(model: nn.Module) -> nn.Module:
-    """Undoes `at_once` in `model` and all its parts: each layer computes its kernel when it runs. Returns `model`."""
+fuse = fold  # the name that other packages use
+
+
+def unbatch_kernels(model: nn.Module) -> nn.Module:
+    """Undoes `batch_kernels` in `model` and its parts, in place: each layer computes its kernel when it runs."""
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if hook in (_compute, _forget)]:

@@ -11,7 +11,7 @@ from numbers import Number
 
 import torch
 
-from runtime.errors import UserError, printable
+from .errors import UserError, printable
 
 log = logging.getLogger("krgn")
 

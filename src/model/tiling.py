@@ -20,13 +20,17 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.external import External
-from model.krgn import KRGN
-from model.recalibration import kernel_of
+from .external import External
+from .krgn import KRGN
+from .memory import available_memory
+from .recalibration import kernel_of
 
 Window = tuple[slice, slice]  # rows and columns
 Function = Callable[[torch.Tensor], torch.Tensor]
 
+AUTO_TILE = 256  # LR pixels: the side of the tiles of an image that does not fit into memory
+SURE_TO_FIT = 2**18  # LR pixels that fit into any memory: nothing is measured for them
+RESERVE = 1.5  # what operators need inside themselves and allocators on top, as a factor
 GRID = 64  # LR pixels; the windows and merged pixels of published networks divide it
 GLOBAL_HALO = 32  # LR pixels around a tile where no halo would be enough
 LONGEST_COMPARED = 512  # LR pixels of the part on which a deviation is measured
@@ -283,3 +287,19 @@ def bytes_per_pixel(network: nn.Module, like: torch.Tensor) -> float:
     images = (like.new_zeros(1, like.shape[1], 64, width) for width in (64, 128))
     small, large = (peak_bytes(network, image) for image in images)
     return (large - small) / (64 * 64)
+
+
+def memory_shortage(network: nn.Module, images: torch.Tensor) -> str | None:
+    """Why `network(images)` would need more main memory than is free, in a few words.
+
+    None if it fits, or is small, or the free memory is not known (on a GPU: the allocator raises an error there, while
+    a process that takes too much main memory is killed without a word).
+
+    Args:
+        images: (N, C, H, W), as the network takes it.
+    """
+    pixels = images.shape[0] * images.shape[2] * images.shape[3]
+    if images.device.type != "cpu" or pixels <= SURE_TO_FIT or (free := available_memory()) is None:
+        return None
+    needed = RESERVE * pixels * bytes_per_pixel(network, images)
+    return f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free" if needed > free else None

@@ -1,6 +1,6 @@
 """How a run ends early: one line for what the user can mend, a clean stop on Ctrl-C and SIGTERM, a traceback for bugs.
 
-Only the standard library is imported, so that main.py is ready for signals before its heavy imports.
+Nothing heavy is imported, so that main.py is ready for signals before its heavy imports.
 """
 
 import os
@@ -10,12 +10,9 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 
-
-class UserError(Exception):
-    """A failure the user can mend.
-
-    The message is a single line that says what was got, what was expected, and which flag or command mends it.
-    """
+from model.errors import UserError as UserError  # whoever ends a run early finds all it takes here
+from model.errors import printable as printable
+from model.errors import says_out_of_memory as says_out_of_memory
 
 
 class Interrupted(BaseException):
@@ -24,15 +21,6 @@ class Interrupted(BaseException):
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
-
-
-def printable(text: object) -> str:
-    """`text` on one line, for a terminal, a log or a table: what is no visible character (control characters, line
-    breaks, marks that turn the direction of writing, bytes that are no text) is escaped, as in \\x1b or \\udcff."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for character in str(text)
-    )
 
 
 class _Signals:
@@ -85,21 +73,6 @@ def held():
 def pending() -> int | None:
     """The signal that waits for the end of `held`, if there is one."""
     return _Signals.pending
-
-
-def says_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that there was no memory. torch has a class for it only where its own allocator on a
-    GPU gives up; elsewhere only words say it, which "illegal memory access" must not be taken for."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    words = (
-        "out of memory",
-        "allocate memory",
-        "not enough memory",
-        "could not create a memory object",
-        "ALLOC_FAILED",
-    )
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 class _Steady:

@@ -7,13 +7,13 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from model.memory import available_memory as available_memory
 from runtime import distributed
 from runtime.errors import UserError
 
@@ -86,73 +86,6 @@ def timed(function: Callable, device: torch.device) -> float:
     begun = time.perf_counter()
     function()
     return time.perf_counter() - begun
-
-
-def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes of main memory that this process may still take; None if unknown.
-
-    The least of what the machine has, what each control group above this process has left (a container's, a batch
-    system's job; versions 1 and 2), and what `ulimit -v` and `-d` leave.
-
-    Args:
-        root: where /proc and /sys/fs/cgroup are looked for.
-    """
-    try:
-        words = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
-        free = [1024 * int(words["MemAvailable"].split()[0])]
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
-    for group, limit, usage, cache in _memory_groups(root):
-        with suppress(OSError, ValueError):
-            most = (group / limit).read_text().strip()
-            if most != "max" and int(most) < 2**60:  # version 1 writes a number of pages that no machine has
-                kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                # A cache of files gives way.
-                free.append(int(most) - int((group / usage).read_text()) + int(kept.get(cache, 0)))
-    free += _left_of_limits(root)
-    return max(0, min(free))
-
-
-def _memory_groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:
-    """The control groups of this process for memory, innermost first: folder, names of the files with limit and usage,
-    and name of the cache that gives way in memory.stat."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        lines = ["0::/"]
-    for line in lines:
-        number, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if number == "0":
-            mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
-            names = ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            mounts = [root / "sys/fs/cgroup/memory"]
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        for mount in mounts:
-            # In a container the path is that of the host, and what is mounted is the group itself.
-            group = mount / path.strip("/")
-            while group != mount and mount in group.parents:
-                yield group, *names
-                group = group.parent
-            yield mount, *names
-
-
-def _left_of_limits(root: Path) -> list[int]:
-    """What `ulimit -v` and `ulimit -d` leave of address space and data."""
-    try:
-        import resource  # not on Windows
-
-        total, _, _, _, _, data, *_ = map(int, (root / "proc/self/statm").read_text().split())
-    except (ImportError, OSError, ValueError):
-        return []
-    limits = ((resource.RLIMIT_AS, total), (resource.RLIMIT_DATA, data))
-    return [
-        most - taken * resource.getpagesize()
-        for limit, taken in limits
-        if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY
-    ]
 
 
 def fresh_processes(module: str) -> multiprocessing.context.BaseContext:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from model.common import MeanShift
 from model.krgn import KRGN
-from model.recalibration import RecConv, basis_is_frozen, each_for_itself, fold, is_recalibrated, recalibrate
+from model.recalibration import RecConv, basis_is_frozen, fold, is_recalibrated, recalibrate, unbatch_kernels
 
 CASES = list(itertools.product((64, 32, 1), (1, 3), (True, False)))
 
@@ -109,8 +109,8 @@ def test_all_kernels_at_once_are_those_of_each_layer():
     network.body[0].blocks[0].conv_acts[0][0] = randomise(RecConv(8, 8, 3, padding=1, groups=2)).double()
     image = torch.rand(1, 3, 9, 8, dtype=torch.float64) * 255
     results = []
-    for at_once in (True, False):
-        if not at_once:
+    for batched in (True, False):
+        if not batched:
             network._forward_pre_hooks.clear()
         network.zero_grad()
         network(image).square().mean().backward()
@@ -337,7 +337,7 @@ def test_a_network_that_checkpoints_its_activations():
     image = torch.rand(1, 6, 8, 8)
     with pytest.raises(CheckpointError):
         network(image).sum().backward()
-    each_for_itself(network)(image).sum().backward()
+    unbatch_kernels(network)(image).sum().backward()
     gradient = network[0].transform.grad.clone()
     network[0](image).sum().backward()
     assert torch.allclose(network[0].transform.grad, 2 * gradient)

@@ -29,8 +29,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
-from model.common import autocast_dtype
-from model.recalibration import RecConv, kernel_of
+from ..common import autocast_dtype
+from ..recalibration import RecConv, kernel_of
 
 log = logging.getLogger("krgn")
 
@@ -215,7 +215,7 @@ def _forward(
 
 @torch.library.impl("krgn::cffb", "cuda")
 def _(x, parameters, dilations, plus, keep):
-    from model.cffb import triton as kernels  # Triton comes with torch's CUDA builds alone
+    from . import triton as kernels  # Triton comes with torch's CUDA builds alone
 
     x, plus, parameters = _laid_out(x, plus, parameters)
     with torch.cuda.device(x.device):
@@ -237,7 +237,7 @@ def _backward(
 
 @torch.library.impl("krgn::cffb_backward", "cuda")
 def _(grad, x, parameters, dilations):
-    from model.cffb import triton as kernels
+    from . import triton as kernels
 
     x, grad, parameters = _laid_out(x, grad, parameters)
     with torch.cuda.device(x.device):

@@ -1,0 +1,58 @@
+"""Networks by name. A model's module has
+
+make_model(args)            its adapter from the command line
+structure(state)            its hyper-parameters, read off a state dict
+UNSEEN                      hyper-parameters that a state dict does not show, with the values to assume
+TAIL                        how the names of layers begin that are made anew for another scale
+kernel_sets(model, block)   the convolutions of a block, for looking at their kernels
+"""
+
+from torch import nn
+
+from . import edsr, krgn, rcan
+from .recalibration import RecConv, basis_is_frozen, fold, is_recalibrated, recalibrate
+
+# CFGN, KRGN's predecessor, is KRGN with plain kernels and groups = 32: its defaults in option.py say so.
+MODELS = {"KRGN": krgn, "CFGN": krgn, "EDSR": edsr, "RCAN": rcan}
+
+
+def build_model(args) -> nn.Module:
+    """The network that the options describe, freshly initialised.
+
+    KRGN is made with recalibrated kernels; of other networks the body's convolutions above 1x1 are recalibrated.
+    """
+    network = MODELS[args.model].make_model(args)
+    if args.kernels == "recalibrated" and not is_recalibrated(network):
+        network = recalibrate(network, _in_body, train_basis=args.basis == "trained")
+    return network
+
+
+def _in_body(name: str, convolution: nn.Module) -> bool:
+    return name.startswith("body.") and max(convolution.kernel_size) > 1
+
+
+def describe(network: nn.Module, name: str) -> str:
+    """One line: the network, its kernels, and its parameters in training form and deployed (folded)."""
+    shape = {
+        flag: f"{value:g}" if isinstance(value, float) else value for flag, value in network.hyperparameters.items()
+    }
+    title = f"{name} x{shape.pop('scale')} ({', '.join(f'{flag} {value}' for flag, value in shape.items())})"
+    if not is_recalibrated(network):
+        return f"{title}: plain kernels; {count_parameters(network):,} parameters"
+    basis = "frozen" if basis_is_frozen(network) else "trained"
+    return (
+        f"{title}: recalibrated kernels, {basis} basis; {count_parameters(network):,} parameters in training form, "
+        f"{count_parameters(fold(network)):,} deployed"
+    )
+
+
+def count_parameters(network: nn.Module, *, folded: bool = False) -> int:
+    """All parameters, those of the fixed mean shifts included, as published counts do.
+
+    Args:
+        folded: as of the folded network, in which the transforms are gone; nothing is folded for that.
+    """
+    count = sum(parameter.numel() for parameter in network.parameters())
+    if folded:
+        count -= sum(module.transform.numel() for module in network.modules() if isinstance(module, RecConv))
+    return count
