@@ -41,11 +41,12 @@ from model.external import import_spandrel
 from model.krgn import KRGN
 from model.precision import InPrecision, autocast, cpu_features, is_native
 from model.recalibration import RecConv, fold
-from option import Parser, parse_args, path_flag, whole_number
 from option import build_parser as training_parser
+from option import parse_args
 from reporting.tables import as_text, refuse_foreign, write_all
 from runtime.errors import UserError
 from runtime.errors import run as run_program
+from runtime.flags import Parser, path_flag, whole_number
 from runtime.hardware import fresh_processes, keep_memory, load_of_others, processor, timed
 from runtime.provenance import git_commit
 from train.optim import OptimizerConfig, make_optimizer

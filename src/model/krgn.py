@@ -226,20 +226,7 @@ class KRGN(nn.Module):
         return in_float32(self.add_mean, shuffle(in_float32(last, self.features_fusion_module[1:](dense) + shallow)))
 
 
-def make_model(args) -> KRGN:
-    """The network that the command-line options describe."""
-    return KRGN(
-        scale=args.scale,
-        n_feats=args.n_feats,
-        n_resgroups=args.n_resgroups,
-        groups=args.groups,
-        dilation=args.dilation,
-        act=args.act,
-        n_colors=args.n_colors,
-        rgb_range=args.rgb_range,
-        recalibrated=args.kernels == "recalibrated",
-        train_basis=args.basis == "trained",
-    )
+NETWORK = KRGN
 
 
 def structure(state: dict[str, torch.Tensor]) -> dict:

@@ -28,12 +28,12 @@ import torch
 from tqdm import tqdm
 
 from model.krgn import KRGN
-from option import Parser, number, path_flag, whole_number
 from reporting import figures
 from reporting.tables import as_text, read_csv, refuse_foreign, write_all
 from runtime.errors import UserError
 from runtime.errors import run as run_program
 from runtime.files import read_json, write_bytes
+from runtime.flags import Parser, number, path_flag, whole_number
 from runtime.hardware import choose_device, keep_memory, processor, timed
 from runtime.provenance import git_commit
 from train.optim import OptimizerConfig, make_optimizer

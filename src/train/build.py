@@ -10,8 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from data import train_batches
 from data.srdata import TestSet, TrainSet
 from evaluation.evaluate import evaluate_as_asked, protocol
-from loss import Loss
 from loss.perceptual import load_vgg19
+from loss.weighted import Loss
 from model.precision import InPrecision, to_network
 from model.recalibration import fold
 from runtime import distributed

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_value_, get_total_norm
 from torch.optim import Optimizer
 
-from loss import Loss
+from loss.weighted import Loss
 from model.precision import to_network
 from runtime import distributed
 from train.optim import MovingAverage, step_if

@@ -20,7 +20,7 @@ from conftest import program, small_run
 from helpers import history, launch, randomise, weights
 
 from evaluation.evaluate import Scores, evaluate
-from loss import Loss
+from loss.weighted import Loss
 from model.checkpoint import rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import fold
