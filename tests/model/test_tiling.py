@@ -60,6 +60,8 @@ def test_the_halo_is_the_receptive_field():
     """A block: nine CFFBs that reach `dilation` pixels each, and one 3x3 convolution."""
     assert Tiles(krgn(2), scale=2, tile=8).halo == 9 * 3 + 1
     assert Tiles(krgn(2, dilation=2), scale=2, tile=8).halo == 9 * 2 + 1
+    largest = KRGN(scale=2, n_feats=8, n_resgroups=1, dilation=64)  # of a file that is read
+    assert Tiles(largest, scale=2, tile=8).halo == 9 * 64 + 1
     like = torch.zeros(1)
     assert reach(nn.Conv2d(3, 2, 5, padding=2), 3, like=like) == 2
     assert reach(nn.Sequential(nn.Conv2d(3, 4, 1), nn.PixelShuffle(2)), 3, like=like) == 0
