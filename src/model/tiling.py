@@ -56,16 +56,16 @@ class Tiles:
     def __init__(self, network: nn.Module, *, scale: int, tile: int, n_colors: int = 3):
         self.network, self.scale, self.tile = network, scale, tile
         self.in_stages = isinstance(network, KRGN)
-        like = next(network.parameters())
+        like, step = next(network.parameters()), longest_step(network)
         if isinstance(network, KRGN):
             features = network.head_conv.out_channels
-            reaches = [_reach_of(lambda x, b=block: b.local(x).fused, features, like) for block in network.body]
+            reaches = [_reach_of(lambda x, b=block: b.local(x).fused, features, like, step) for block in network.body]
             self.halo, self.exact = max(reaches, default=0), True
-            self.head_halo = _reach_of(network.shallow, n_colors, like)
-            self.tail_halo = _reach_of(lambda dense: network.tail(dense, torch.zeros_like(dense)), features, like)
+            self.head_halo = _reach_of(network.shallow, n_colors, like, step)
+            self.tail_halo = _reach_of(lambda dense: network.tail(dense, torch.zeros_like(dense)), features, like, step)
             return
         try:
-            halo = reach(network, n_colors, like=like)
+            halo = reach(network, n_colors, like=like, step=step)
         except RuntimeError:  # a network that takes no strips
             halo = None
         self.halo, self.exact = (GLOBAL_HALO, False) if halo is None else (halo, True)
@@ -230,15 +230,17 @@ def scaled(window: Window, scale: int) -> Window:
 
 
 @torch.no_grad()
-def reach(function: Function, channels: int, *, like: torch.Tensor) -> int | None:
+def reach(function: Function, channels: int, *, like: torch.Tensor, step: int = 1) -> int | None:
     """How many input pixels away from an output pixel `function` may look; None if at the whole image.
 
     A NaN in one pixel reaches exactly those outputs that read it, whatever the weights. Strips one pixel wide,
-    horizontal and vertical, make this cheap; they grow until their ends are not reached.
+    horizontal and vertical, make this cheap. They grow until nothing comes so near to their ends that one more `step`
+    would leave them: a dilated convolution jumps out of a strip that is too short, and nothing would be seen.
 
     Args:
         function: (1, channels, H, W) -> (1, C', s * H, s * W).
         like: a tensor of the dtype and on the device to use.
+        step: how far a single layer of it looks, in pixels, at most.
     """
     found = 0
     for horizontal in (True, False):
@@ -252,7 +254,7 @@ def reach(function: Function, channels: int, *, like: torch.Tensor) -> int | Non
             scale = len(out) // length
             touched = out.nonzero().flatten() // scale
             radius = int((touched - middle).abs().max()) if len(touched) else 0
-            if radius < middle:
+            if radius + step <= middle:
                 break
             length = 2 * length - 1
             if length > _LONGEST_PROBE:
@@ -261,9 +263,20 @@ def reach(function: Function, channels: int, *, like: torch.Tensor) -> int | Non
     return found
 
 
-def _reach_of(stage: Function, channels: int, like: torch.Tensor) -> int:
+def longest_step(network: nn.Module) -> int:
+    """How far a single convolution of the network looks, in its own pixels, at most; 1 at least."""
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    steps = (
+        rate * (side - 1) // 2
+        for conv in convolutions
+        for rate, side in zip(conv.dilation, conv.kernel_size, strict=True)
+    )
+    return max((1, *steps))
+
+
+def _reach_of(stage: Function, channels: int, like: torch.Tensor, step: int) -> int:
     """The `reach` of a part of KRGN, all of which are local."""
-    found = reach(stage, channels, like=like)
+    found = reach(stage, channels, like=like, step=step)
     if found is None:
         raise ValueError(f"tiles: got a dilation for which a block reaches more than {_LONGEST_PROBE // 2} pixels")
     return found
