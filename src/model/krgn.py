@@ -1,13 +1,15 @@
-"""KRGN, top to bottom: "Towards lightweight image super-resolution via re-parameterized kernel recalibration".
+"""KRGN: "Towards lightweight image super-resolution via re-parameterized kernel recalibration".
 
-    SFE  shallow feature extraction      3x3 conv
-    HFT  hierarchical feature transform  a chain of PMRBs, every output kept
-    DFF  dense feature fusion            all outputs concatenated -> 1x1 -> 3x3, plus the shallow feature
-    UP   upsampling                      3x3 conv -> pixel shuffle
+The file reads like the paper, from the whole to the parts:
 
+    KRGN  SFE   shallow feature extraction      3x3 conv
+          HFT   hierarchical feature transform  a chain of PMRBs, every output kept
+          DFF   dense feature fusion            all outputs concatenated -> 1x1 -> 3x3, plus the shallow feature
+          UP    upsampling                      3x3 conv -> pixel shuffle
     PMRB  three RCGs, tapped before each and after the last; the taps fused, weighted by CCA, plus the input
     RCG   three CFFBs in a chain, plus the input
     CFFB  two depth-wise 3x3 convs side by side, one dilated, each with its own PReLU, summed
+    CCA   contrast-aware channel attention
 
 The convolutions of the CFFBs are the ones whose kernels are recalibrated (`recalibration.py`). With plain kernels
 and groups = 32 the network is CFGN, KRGN's predecessor. Parameters have the names of the published state dicts, so
@@ -17,6 +19,7 @@ that weights interchange both ways. Features are (N, C, H, W) throughout, C = `n
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -38,103 +41,6 @@ TAIL = "upsampler."  # names of the layers that depend on the scale
 UNSEEN = {"dilation": 3, "act": "lrelu"}  # hyper-parameters that a state dict does not show, as published
 
 
-class RCG(nn.Module):
-    """Residual CFFB group: three CFFBs in a chain, plus the input.
-
-    `conv` makes the convolutions: `RecConv`, or `nn.Conv2d` for plain kernels.
-    Published state dicts keep the six branches in one list: even ones have dilation 1, odd ones `dilation`.
-    """
-
-    def __init__(self, *, n_feats: int, groups: int, dilation: int, conv: Callable[..., nn.Conv2d]):
-        super().__init__()
-        self.conv_acts = nn.ModuleList(
-            nn.Sequential(
-                conv(n_feats, n_feats, 3, padding=rate, dilation=rate, groups=groups), nn.PReLU(n_feats, init=0.05)
-            )
-            for rate in (1, dilation) * 3
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if cffb.fits(x, *self.conv_acts):
-            return cffb.cffb(x, *self.conv_acts, plus=x)  # the same in fewer passes over memory
-        out = x
-        for near, far in zip(self.conv_acts[::2], self.conv_acts[1::2], strict=True):
-            out = near(out) + far(out)  # CFFB
-        return out + x
-
-
-class CCA(nn.Module):
-    """Contrast-aware channel attention (IMDN, arXiv 1909.11856): weights each channel by its contrast and mean.
-
-    `plus` is added to the result; `statistics` are those of `x` where they are known already.
-
-    The statistics are global, over H and W, so the output of a tile differs from that part of the whole image's.
-    """
-
-    def __init__(self, *, n_feats: int):
-        super().__init__()
-        squeezed = max(1, n_feats // 8)
-        self.conv_du = nn.Sequential(
-            nn.Conv2d(n_feats, squeezed, 1), leaky_relu(), nn.Conv2d(squeezed, n_feats, 1), nn.Sigmoid()
-        )
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        plus: torch.Tensor | None = None,
-        statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        attention = self.attention(*(statistics or self.statistics(x))).to(x.dtype)
-        return x * attention if plus is None else torch.addcmul(plus, x, attention)
-
-    @staticmethod
-    def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance of each channel over H and W, (N, C, 1, 1) each, float32 at least."""
-        variance, mean = cffb.var_mean(x)
-        return mean, variance
-
-    def attention(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-        """The channels' weights in 0..1 from their statistics, all (N, C, 1, 1)."""
-        # Without the epsilon the gradient of the root on a flat map is 0 * infinity = NaN.
-        contrast = torch.sqrt(variance + 1e-8)
-        return self.conv_du((contrast + mean).to(self.conv_du[0].weight.dtype))
-
-
-class PMRB(nn.Module):
-    """Progressive multi-scale recalibration block.
-
-    The running feature is tapped before each of the three RCGs (1x1 conv -> C/2, activation) and after the last
-    (3x3 conv -> C/2, activation). The four taps are concatenated, fused to C channels, weighted by CCA, and the
-    block's input is added.
-    """
-
-    def __init__(self, *, n_feats: int, groups: int, dilation: int, act: str, conv: Callable[..., nn.Conv2d]):
-        super().__init__()
-        tap = max(1, n_feats // 2)
-        self.blocks = nn.ModuleList(RCG(n_feats=n_feats, groups=groups, dilation=dilation, conv=conv) for _ in range(3))
-        self.conv1x1s = nn.ModuleList(nn.Sequential(nn.Conv2d(n_feats, tap, 1), activation(act, tap)) for _ in range(3))
-        self.conv3x3 = nn.Sequential(nn.Conv2d(n_feats, tap, 3, padding=1), activation(act, tap))
-        self.conv1x1_act = nn.Sequential(nn.Conv2d(4 * tap, n_feats, 1), leaky_relu())
-        self.cca = CCA(n_feats=n_feats)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        fused_taps, statistics = self.local(x)
-        return self.cca(fused_taps, x, statistics) if statistics else self.cca(fused_taps, plus=x)
-
-    def local(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-        """The part of the block that is local: everything before the attention, with the statistics that it needs, or
-        None where they are still to be taken."""
-        late = cffb.taps_fit(x, self.conv1x1s, self.conv1x1_act)  # all 1x1 convolutions in one pass over memory
-        out, taps = x, []
-        for conv1x1, block in zip(self.conv1x1s, self.blocks, strict=True):
-            taps.append(out if late else conv1x1(out))
-            out = block(out)
-        taps.append(self.conv3x3(out))
-        if late:
-            return cffb.taps(taps, self.conv1x1s, self.conv1x1_act)
-        return self.conv1x1_act(torch.cat(taps, dim=1)), None
-
-
 class KRGN(nn.Module):
     """Kernel recalibration guided network.
 
@@ -144,7 +50,7 @@ class KRGN(nn.Module):
         scale: upscaling factor.
         n_feats: C, the number of feature channels.
         n_resgroups: the number of PMRBs.
-        groups: groups of the recalibrated convolutions; 0 means depth-wise (one group a channel), as in the paper's
+        groups: groups of the recalibrated convolutions; 0 means depth-wise (one group per channel), as in the paper's
             text; 32 at C = 64 is what its authors' code and CFGN's weights use.
         dilation: dilation of every second convolution.
         act: activation of the taps, one of `common.ACTIVATIONS`.
@@ -200,7 +106,7 @@ class KRGN(nn.Module):
         self.upsampler = upsampler(n_feats, n_colors, scale)
         self.add_mean = MeanShift(n_colors=n_colors, rgb_range=rgb_range, sign=+1)
         if recalibrated:
-            batch_kernels(self)  # faster than each layer for itself
+            batch_kernels(self)  # faster than each layer by itself
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shallow = self.shallow(x)
@@ -208,12 +114,12 @@ class KRGN(nn.Module):
         return self.tail(dense, shallow)
 
     def shallow(self, x: torch.Tensor) -> torch.Tensor:
-        """SFE, in the dtype in which the body runs: that of an autocast, or of its weights."""
+        """SFE. The result has the dtype in which the body runs: that of an autocast, or of its weights."""
         shallow = in_float32(self.head_conv, in_float32(self.sub_mean, x))
         return shallow.to(autocast_dtype(x) or self.head_conv.weight.dtype)
 
     def features(self, shallow: torch.Tensor) -> Iterator[torch.Tensor]:
-        """HFT: the shallow feature, and the output of each PMRB."""
+        """HFT: the shallow feature, then the output of each PMRB."""
         yield shallow
         out = shallow
         for block in self.body:
@@ -224,6 +130,116 @@ class KRGN(nn.Module):
         """The rest of DFF after its 1x1 convolution, and UP."""
         last, shuffle = self.upsampler
         return in_float32(self.add_mean, shuffle(in_float32(last, self.features_fusion_module[1:](dense) + shallow)))
+
+
+class Statistics(NamedTuple):
+    """Mean and variance of each channel over H and W: (N, C, 1, 1) each, at least float32."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+
+
+class Taps(NamedTuple):
+    """The fused taps of a PMRB, (N, C, H, W), and their statistics, or None where these are still to be computed."""
+
+    fused: torch.Tensor
+    statistics: Statistics | None
+
+
+class PMRB(nn.Module):
+    """Progressive multi-scale recalibration block.
+
+    The running feature is tapped before each of the three RCGs (1x1 conv -> C/2, activation) and after the last
+    (3x3 conv -> C/2, activation). The four taps are concatenated, fused to C channels, weighted by CCA, and the
+    block's input is added.
+    """
+
+    def __init__(self, *, n_feats: int, groups: int, dilation: int, act: str, conv: Callable[..., nn.Conv2d]):
+        super().__init__()
+        tap = max(1, n_feats // 2)
+        self.blocks = nn.ModuleList(RCG(n_feats=n_feats, groups=groups, dilation=dilation, conv=conv) for _ in range(3))
+        self.conv1x1s = nn.ModuleList(nn.Sequential(nn.Conv2d(n_feats, tap, 1), activation(act, tap)) for _ in range(3))
+        self.conv3x3 = nn.Sequential(nn.Conv2d(n_feats, tap, 3, padding=1), activation(act, tap))
+        self.conv1x1_act = nn.Sequential(nn.Conv2d(4 * tap, n_feats, 1), leaky_relu())
+        self.cca = CCA(n_feats=n_feats)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        taps = self.local(x)
+        return self.cca(taps.fused, x, taps.statistics) if taps.statistics else self.cca(taps.fused, plus=x)
+
+    def local(self, x: torch.Tensor) -> Taps:
+        """The local part of the block: everything before the attention."""
+        late = cffb.taps_fit(x, self.conv1x1s, self.conv1x1_act)  # all 1x1 convolutions in one pass over memory
+        out, taps = x, []
+        for conv1x1, block in zip(self.conv1x1s, self.blocks, strict=True):
+            taps.append(out if late else conv1x1(out))
+            out = block(out)
+        taps.append(self.conv3x3(out))
+        if late:
+            fused, statistics = cffb.taps(taps, self.conv1x1s, self.conv1x1_act)
+            return Taps(fused, Statistics(*statistics))
+        return Taps(self.conv1x1_act(torch.cat(taps, dim=1)), None)
+
+
+class RCG(nn.Module):
+    """Residual CFFB group: three CFFBs in a chain, plus the input.
+
+    `conv` makes the convolutions: `RecConv`, or `nn.Conv2d` for plain kernels.
+    Published state dicts keep the six branches in one list: even ones have dilation 1, odd ones `dilation`.
+    """
+
+    def __init__(self, *, n_feats: int, groups: int, dilation: int, conv: Callable[..., nn.Conv2d]):
+        super().__init__()
+        self.conv_acts = nn.ModuleList(
+            nn.Sequential(
+                conv(n_feats, n_feats, 3, padding=rate, dilation=rate, groups=groups), nn.PReLU(n_feats, init=0.05)
+            )
+            for rate in (1, dilation) * 3
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if cffb.fits(x, *self.conv_acts):
+            return cffb.cffb(x, *self.conv_acts, plus=x)  # the same in fewer passes over memory
+        out = x
+        for near, far in zip(self.conv_acts[::2], self.conv_acts[1::2], strict=True):
+            out = near(out) + far(out)  # CFFB
+        return out + x
+
+
+class CCA(nn.Module):
+    """Contrast-aware channel attention (IMDN, arXiv 1909.11856): weights each channel by its contrast plus its mean.
+
+    The statistics are global, over H and W, so the output for a tile differs from that part of the whole image's.
+    """
+
+    def __init__(self, *, n_feats: int):
+        super().__init__()
+        squeezed = max(1, n_feats // 8)
+        self.conv_du = nn.Sequential(
+            nn.Conv2d(n_feats, squeezed, 1), leaky_relu(), nn.Conv2d(squeezed, n_feats, 1), nn.Sigmoid()
+        )
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        plus: torch.Tensor | None = None,
+        statistics: Statistics | None = None,
+    ) -> torch.Tensor:
+        """The weighted `x`, plus `plus` if it is given; `statistics` are those of `x` where they are known already."""
+        attention = self.attention(*(statistics or self.statistics(x))).to(x.dtype)
+        return x * attention if plus is None else torch.addcmul(plus, x, attention)
+
+    @staticmethod
+    def statistics(x: torch.Tensor) -> Statistics:
+        """Mean and variance of each channel of (N, C, H, W)."""
+        variance, mean = cffb.var_mean(x)
+        return Statistics(mean, variance)
+
+    def attention(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+        """The weights of the channels, in 0..1, from their statistics, all (N, C, 1, 1)."""
+        # Without the epsilon the gradient of the root of zero, on a flat map, is 0 * infinity = NaN.
+        contrast = torch.sqrt(variance + 1e-8)
+        return self.conv_du((contrast + mean).to(self.conv_du[0].weight.dtype))
 
 
 NETWORK = KRGN

@@ -8,13 +8,15 @@ transform from RefConv (arXiv 2310.10563): for a basis kernel W_b,
 where T is a convolution over the kernels themselves, so that each kernel depends on the kernels of the other
 channels. After training W_t is a constant: a plain convolution with that kernel is the same function (`fold`).
 
-`recalibrate` puts the method into any network of torch modules, `fold` takes it out again. No network is known here.
+`recalibrate` applies the method to any network of torch modules, `fold` takes it out again. Nothing here depends on a
+particular network.
 """
 
 import copy
 from collections import defaultdict
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,8 +55,8 @@ class RecConv(nn.Conv2d):
         *,
         transform_size: int = 3,
         train_basis: bool = True,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         if transform_size % 2 == 0:
             raise ValueError(f"transform_size: got {transform_size}, expected an odd number")
@@ -68,7 +70,7 @@ class RecConv(nn.Conv2d):
         )
         self.weight.requires_grad_(train_basis)
 
-        self.computed: torch.Tensor | None = None  # W_t during a forward pass of a network with `batch_kernels`
+        self.computed: torch.Tensor | None = None  # W_t while a network with `batch_kernels` runs
 
     def kernel(self) -> torch.Tensor:
         """W_t of equation (1), shaped like `weight`; differentiable in the basis and in the transform."""
@@ -98,8 +100,8 @@ class RecConv(nn.Conv2d):
     fuse = fold  # timm's `reparameterize_model` calls it by this name
 
 
-def _settings(conv: nn.Conv2d) -> dict:
-    """The constructor's arguments for a layer like `conv` whose parameters are still to be put in."""
+def _settings(conv: nn.Conv2d) -> dict[str, Any]:
+    """The constructor's arguments for a layer like `conv`, without storage for parameters that are set afterwards."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     settings = {name: getattr(conv, name) for name in names}
     return settings | {"bias": conv.bias is not None, "device": "meta", "dtype": conv.weight.dtype}
@@ -115,9 +117,10 @@ def kernel_of(conv: nn.Conv2d) -> torch.Tensor:
 def compute_kernels(layers: list[RecConv]) -> list[torch.Tensor]:
     """W_t = W_b + T(W_b), equation (1), of each layer, shaped like its `weight`.
 
-    T is written as a matrix product, its weights times the patches of the basis, so that all layers of a shape are one
-    batched product: one layer's is too small to keep a processor busy, and KRGN has 162. Where T's groups have one
-    channel (dense convolutions) a product would be of single rows; there T is one convolution for all layers.
+    T is written as a matrix product, its weights times the patches of the basis, so that all layers of a shape share
+    one batched product: that of a single layer is too small to keep a processor busy, and KRGN has 162 of them. Where
+    T's groups have one channel (dense convolutions) the product would be one of single rows; there T is one convolution
+    for all layers.
     """
     alike = defaultdict(list)
     for index, layer in enumerate(layers):
@@ -127,7 +130,7 @@ def compute_kernels(layers: list[RecConv]) -> list[torch.Tensor]:
     for (shape, stride, (n, in_per_group, size, _), _, device), indices in alike.items():
         basis = torch.stack([layers[index].weight.reshape(n, *shape[2:]) for index in indices])
         transforms = torch.stack([layers[index].transform for index in indices])
-        # What is trained is what is folded, whatever the precision of the rest; the type "meta" has no autocast.
+        # Kernels are trained as they are folded, whatever the precision around them; "meta" has no autocast.
         with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
             if in_per_group == 1:
                 image = basis.reshape(1, -1, *shape[2:])
@@ -139,7 +142,7 @@ def compute_kernels(layers: list[RecConv]) -> list[torch.Tensor]:
                 recalibration = _Products.apply(transforms, patches)
         together = (basis + recalibration.reshape(basis.shape)).reshape(-1, *shape)
         if stride[1] == 1 and stride[3] == shape[1]:
-            # Channels last: for kernels that lie otherwise torch may take an algorithm that rounds otherwise.
+            # Channels last, like the basis: torch may choose an algorithm that rounds differently for another layout.
             channels_last = together.movedim(2, -1).flatten()
             together = channels_last.reshape(-1, shape[0], *shape[2:], shape[1]).movedim(-1, 2)
         kernels |= zip(indices, together, strict=True)
@@ -147,13 +150,13 @@ def compute_kernels(layers: list[RecConv]) -> list[torch.Tensor]:
 
 
 class _Products(torch.autograd.Function):
-    """(B, outputs, inputs), (B, K * K, inputs) -> (B, outputs, K * K): transforms times patches, as `torch.bmm` has it.
+    """(B, outputs, inputs), (B, K * K, inputs) -> (B, outputs, K * K): transforms times patches, as by `torch.bmm`.
 
-    With so few patches a CPU takes half the time for this order of the factors, and a third for the patches' gradient.
+    With so few patches this order of the factors takes a CPU half the time, and a third for the patches' gradient.
     """
 
     @staticmethod
-    def forward(transforms, patches):
+    def forward(transforms: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         return torch.bmm(patches, transforms.transpose(1, 2)).transpose(1, 2)
 
     @staticmethod
@@ -167,24 +170,27 @@ class _Products(torch.autograd.Function):
 
 
 def batch_kernels(model: nn.Module) -> nn.Module:
-    """Has `model` compute the kernels of all its `RecConv` layers together, when its forward pass begins.
+    """Makes `model` compute the kernels of all its `RecConv` layers together when its forward pass begins.
 
-    They are gone when it ends: a model with `torch.utils.checkpoint` inside, which runs parts again in the backward
-    pass, cannot have this (`unbatch_kernels` undoes it).
+    They are dropped when it ends. A model that uses `torch.utils.checkpoint` runs parts again in the backward pass, and
+    cannot be used this way: call `unbatch_kernels` on it.
+
+    Returns:
+        `model`, changed in place.
     """
     model.register_forward_pre_hook(_compute)
     model.register_forward_hook(_forget, always_call=True)
     return model
 
 
-def _compute(model: nn.Module, _) -> None:
+def _compute(model: nn.Module, _: object) -> None:
     layers = [module for module in model.modules() if isinstance(module, RecConv)]
     for layer, kernel in zip(layers, compute_kernels(layers), strict=True):
         layer.computed = kernel
 
 
-def _forget(model: nn.Module, *_) -> None:
-    # A kernel belongs to one pass: the next one has other weights, and this one's graph is gone after its backward.
+def _forget(model: nn.Module, *_: object) -> None:
+    # A kernel belongs to one pass: the next has other weights, and backward frees the graph of this one.
     for module in model.modules():
         if isinstance(module, RecConv):
             module.computed = None
@@ -198,60 +204,52 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTra
 def recalibrate(
     model: nn.Module, where: str | Chooser | None = None, *, train_basis: bool = True, transform_size: int = 3
 ) -> nn.Module:
-    """A copy of `model` whose chosen convolutions are `RecConv` layers over their kernels: the same function at first.
+    """A copy of `model` with `RecConv` layers over the kernels of chosen convolutions: the same function at first.
 
-    Outputs are those of `model` bit for bit until T is trained. Parameters keep their names, values, devices and
-    dtypes; each chosen layer has a new one, `<name>.transform`. The original is not changed, a layer used in several
+    Outputs equal those of `model` bit for bit until T is trained. Parameters keep their names, values, devices and
+    dtypes; each chosen layer gets a new one, `<name>.transform`. The original is not changed, a layer used in several
     places stays shared in the copy, and layers that are recalibrated already stay as they are. `fold` undoes it. All
-    kernels are computed `batch_kernels`.
+    kernels are computed together (`batch_kernels`).
 
     Args:
-        where: which convolutions: a pattern of their names as in `named_modules`, for instance "body.*" (`fnmatch`,
-            so * matches dots too), or a predicate (name, module) -> bool, asked for each convolution. None: every
-            grouped or depth-wise `nn.Conv2d` with a kernel above 1x1, subclasses with a forward of their own left out.
+        where: which convolutions: a pattern for their names as in `named_modules`, for instance "body.*" (`fnmatch`,
+            so * matches dots too), or a predicate (name, module) -> bool, called for each convolution. None: every
+            grouped or depth-wise `nn.Conv2d` with a kernel above 1x1, except subclasses with a forward of their own.
         train_basis: False freezes the inherited kernels, as RefConv (arXiv 2310.10563) does with those of a trained
             network; True leaves them as trainable as they were.
         transform_size: side of T's kernels, odd.
 
     Raises:
-        ValueError: if nothing is chosen, or a chosen layer has what a `RecConv` could not keep: a kernel shared with
-            another module, hooks, parametrizations, or parameters and buffers beside kernel and bias.
-        TypeError: if a chosen layer is no `nn.Conv2d` (Conv1d, Conv3d, transposed) or of a subclass, or `where` is
-            none of the above.
+        ValueError: if nothing is chosen, or a chosen layer has something that a `RecConv` cannot keep: a kernel shared
+            with another module, hooks, parametrizations, or parameters and buffers beside kernel and bias.
+        TypeError: if a chosen layer is not an `nn.Conv2d` (Conv1d, Conv3d, transposed) or is of a subclass, or `where`
+            is none of the above.
     """
     layers = {
         id(conv): RecConv.over(conv, transform_size=transform_size, train_basis=train_basis)
         for conv in _chosen(model, where)
     }
-    # The memo makes deepcopy use each new layer where the convolution stood, so sharing is kept.
+    # With this memo deepcopy puts each new layer wherever the convolution stood, so sharing is kept.
     return batch_kernels(unbatch_kernels(copy.deepcopy(model, layers)))
 
 
 def _chosen(model: nn.Module, where: str | Chooser | None) -> list[nn.Conv2d]:
     """The convolutions that `recalibrate` replaces; it documents the arguments and errors."""
-    if where is None:
-        choose, said = _grouped, "grouped or depth-wise nn.Conv2d with a kernel above 1x1"
-    elif isinstance(where, str):
-        choose, said = (lambda name, _: fnmatchcase(name, where)), f"convolution whose name matches {where!r}"
-    elif callable(where):
-        choose, said = where, "convolution for which `where` is true"
-    else:
-        raise TypeError(f"where: got {where!r}, expected a name pattern or a predicate (name, module) -> bool")
+    choose, wanted = _chooser(where)
     # A layer in several places has several names; any of them chooses it.
-    there, chosen = [], {}
+    found: list[str] = []
+    chosen: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, _CONVOLUTIONS):
-            there.append(f"{name or 'itself'} ({type(module).__name__})")
+            found.append(f"{name or 'the model itself'} ({type(module).__name__})")
             if choose(name, module):
                 chosen.setdefault(module, name or "the model itself")
     if not chosen:
-        raise ValueError(
-            f"nothing to recalibrate in this {type(model).__name__}: it has no {said}; "
-            f"its convolutions are {', '.join(there[:3])}{', …' if len(there) > 3 else ''}: "
-            "choose some by `where`"
-            if there
-            else f"nothing to recalibrate in this {type(model).__name__}: it has no convolution"
-        )
+        nothing = f"nothing to recalibrate in this {type(model).__name__}: it has no"
+        if not found:
+            raise ValueError(f"{nothing} convolution")
+        there = f"{', '.join(found[:3])}{', …' if len(found) > 3 else ''}"
+        raise ValueError(f"{nothing} {wanted}; its convolutions are {there}: choose some of them with `where`")
     owners = defaultdict(set)
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -263,37 +261,48 @@ def _chosen(model: nn.Module, where: str | Chooser | None) -> list[nn.Conv2d]:
     return fresh
 
 
+def _chooser(where: str | Chooser | None) -> tuple[Chooser, str]:
+    """The predicate that `where` means, and what it looks for, in words."""
+    if where is None:
+        return _grouped, "grouped or depth-wise nn.Conv2d with a kernel above 1x1"
+    if isinstance(where, str):
+        return (lambda name, _: fnmatchcase(name, where)), f"convolution whose name matches {where!r}"
+    if callable(where):
+        return where, "convolution for which `where` is true"
+    raise TypeError(f"where: got {where!r}, expected a name pattern or a predicate (name, module) -> bool")
+
+
 def _grouped(_: str, module: nn.Module) -> bool:
     own_forward = type(module) not in (nn.Conv2d, RecConv) and not is_parametrized(module)
     return isinstance(module, nn.Conv2d) and not own_forward and module.groups > 1 and max(module.kernel_size) > 1
 
 
 def _refuse(name: str, module: nn.Module, sharing: bool) -> None:
-    """Raises TypeError or ValueError if a `RecConv` in the place of `module` would not be the same."""
+    """Raises TypeError or ValueError if a `RecConv` in the place of `module` would not be the same function."""
     kind = type(module).__name__
-    mend = "leave it out by `where`"
+    fix = "leave it out with `where`"
     if not isinstance(module, nn.Conv2d):
-        raise TypeError(f"{name}: is a {kind}, and only nn.Conv2d can be recalibrated: {mend}")
+        raise TypeError(f"{name}: is a {kind}, but only nn.Conv2d can be recalibrated: {fix}")
     if is_parametrized(module):
-        raise ValueError(f"{name}: has parametrizations, which would be lost: remove them first, or {mend}")
+        raise ValueError(f"{name}: has parametrizations, which would be lost: remove them first, or {fix}")
     if type(module) is not nn.Conv2d:
-        raise TypeError(f"{name}: is a {kind}, a subclass of nn.Conv2d whose forward would be lost: {mend}")
+        raise TypeError(f"{name}: is a {kind}, a subclass of nn.Conv2d whose forward would be lost: {fix}")
     hooks = [kept for kept, value in vars(module).items() if kept.endswith("_hooks") and value]
     if hooks:
-        raise ValueError(f"{name}: has hooks ({', '.join(hooks)}), which would be lost: remove them first, or {mend}")
+        raise ValueError(f"{name}: has hooks ({', '.join(hooks)}), which would be lost: remove them first, or {fix}")
     own = {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"}
     if own:
-        raise ValueError(f"{name}: has {', '.join(sorted(own))} beside weight and bias, which would be lost: {mend}")
+        raise ValueError(f"{name}: has {', '.join(sorted(own))} beside weight and bias, which would be lost: {fix}")
     if sharing:
-        raise ValueError(f"{name}: shares its weight or bias with another module, and only one would change: {mend}")
+        raise ValueError(f"{name}: shares its weight or bias with another module, and only one would change: {fix}")
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """A copy of `model` in which every `RecConv` is a plain `nn.Conv2d` with the same function.
+    """A copy of `model` in which every `RecConv` is a plain `nn.Conv2d`: the same function, to rounding.
 
-    The original is not changed. A layer used in several places stays shared in the copy.
+    The original is not changed. A layer used in several places stays shared in the copy. Also called `fuse`.
     """
-    # The memo makes deepcopy use each folded layer where the RecConv stood, so T is never copied and sharing is kept.
+    # With this memo deepcopy puts each folded layer wherever the RecConv stood: sharing is kept, and T is not copied.
     memo = {id(module): module.fold() for module in model.modules() if isinstance(module, RecConv)}
     return unbatch_kernels(copy.deepcopy(model, memo))
 
@@ -302,7 +311,11 @@ fuse = fold  # the name that other packages use
 
 
 def unbatch_kernels(model: nn.Module) -> nn.Module:
-    """Undoes `batch_kernels` in `model` and its parts, in place: each layer computes its kernel when it runs."""
+    """Undoes `batch_kernels` in `model` and its parts: each layer computes its own kernel when it runs.
+
+    Returns:
+        `model`, changed in place.
+    """
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if hook in (_compute, _forget)]:

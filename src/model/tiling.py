@@ -1,10 +1,10 @@
 """Inference over tiles, in the memory of a tile, with the result of the whole image.
 
 A tile is computed with a halo as wide as the network's receptive field, which is measured, so that its own pixels see
-all they would see in the whole image. That is exact for a network of convolutions. KRGN's channel attention has global
-statistics: it is run block by block over all tiles, with the features of the whole image in files between the blocks,
-and sums over the tiles give the statistics. Any other network with global statistics is not exact in tiles, and how far
-it is off is measured.
+all that they would see in the whole image. That is exact for a network of convolutions. KRGN's channel attention has
+global statistics: KRGN runs block by block over all tiles. Between the blocks the features of the whole image lie in
+memory or in files, and the statistics are sums over the tiles. Any other network with global statistics is not exact in
+tiles; `Tiles.deviation` measures by how much.
 """
 
 import os
@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,56 +22,61 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .external import External
-from .krgn import KRGN
+from .krgn import KRGN, PMRB
 from .memory import available_memory
 from .recalibration import kernel_of
 
 Window = tuple[slice, slice]  # rows and columns
+Size = tuple[int, int]  # height and width
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 AUTO_TILE = 256  # LR pixels: the side of the tiles of an image that does not fit into memory
 SURE_TO_FIT = 2**18  # LR pixels that fit into any memory: nothing is measured for them
-RESERVE = 1.5  # what operators need inside themselves and allocators on top, as a factor
+RESERVE = 1.5  # a factor for what operators need inside themselves and allocators on top
 GRID = 64  # LR pixels; the windows and merged pixels of published networks divide it
 GLOBAL_HALO = 32  # LR pixels around a tile where no halo would be enough
 LONGEST_COMPARED = 512  # LR pixels of the part on which a deviation is measured
-_LONGEST_PROBE = 1025
-_IN_MEMORY = 2**29  # bytes of feature maps that are kept in memory rather than in files
+_LONGEST_PROBE = 2049  # LR pixels; a block of KRGN reaches 577 at the largest dilation, 64
+_IN_MEMORY = 2**29  # bytes of feature maps that are kept in memory and not in files
 
 
 class Tiles:
-    """Runs `network` over tiles of `tile` x `tile` LR pixels: (1, C, H, W) -> (1, C', scale * H, scale * W).
+    """Runs `network` over tiles of `tile` x `tile` LR pixels: (N, C, H, W) -> (N, C', scale * H, scale * W), with N = 1
+    for a KRGN.
 
     Attributes:
-        halo: LR pixels that a tile reaches beyond its own; of one block, where the network runs block by block.
+        halo: LR pixels that a tile reaches beyond its own; of one block where the network runs block by block.
         exact: whether the result is that of the whole image, to rounding.
+        in_stages: whether the network runs block by block; then `head_halo` and `tail_halo` are those of its ends.
+
+    Raises:
+        OSError: when it runs, if the features of a KRGN do not fit on the disk of the temporary folder.
     """
 
     def __init__(self, network: nn.Module, *, scale: int, tile: int, n_colors: int = 3):
         self.network, self.scale, self.tile = network, scale, tile
         self.in_stages = isinstance(network, KRGN)
-        parameter = next(network.parameters())
-        if self.in_stages:
+        like, step = next(network.parameters()), longest_step(network)
+        if isinstance(network, KRGN):
             features = network.head_conv.out_channels
-            reaches = [
-                reach(lambda x, block=block: block.local(x)[0], features, like=parameter) for block in network.body
-            ]
-            self.halo = max(reaches, default=0)
-            self.head_halo = reach(network.shallow, n_colors, like=parameter)
-            self.tail_halo = reach(lambda fused: network.tail(fused, torch.zeros_like(fused)), features, like=parameter)
-            self.exact = True
-        else:
-            try:
-                halo = reach(network, n_colors, like=parameter)
-            except RuntimeError:  # a network that takes no strips
-                halo = None
-            self.halo, self.exact = (GLOBAL_HALO, False) if halo is None else (halo, True)
-            if isinstance(network, External):
-                # It may work on a grid of windows or of merged pixels, which every tile must meet in the same place.
-                self.halo, self.tile, self.exact = _up(self.halo), _up(tile), False
+            reaches = [_reach_of(lambda x, b=block: b.local(x).fused, features, like, step) for block in network.body]
+            self.halo, self.exact = max(reaches, default=0), True
+            self.head_halo = _reach_of(network.shallow, n_colors, like, step)
+            self.tail_halo = _reach_of(lambda dense: network.tail(dense, torch.zeros_like(dense)), features, like, step)
+            return
+        try:
+            halo = reach(network, n_colors, like=like, step=step)
+        except RuntimeError:  # a network that takes no strips
+            halo = None
+        self.halo, self.exact = (GLOBAL_HALO, False) if halo is None else (halo, True)
+        if isinstance(network, External):
+            # It may work on a grid of windows or of merged pixels, which every tile must meet in the same place.
+            self.halo, self.tile, self.exact = _rounded_up(self.halo), _rounded_up(tile), False
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        return self._block_by_block(image) if self.in_stages else self._independently(image)
+        if isinstance(self.network, KRGN):
+            return self._block_by_block(self.network, image)
+        return self._independently(image)
 
     def deviation(self, image: torch.Tensor) -> float:
         """The largest difference from the whole-image result, in the network's range, on the middle of `image`."""
@@ -81,53 +87,60 @@ class Tiles:
         return (self(part) - self.network(part)).abs().max().item()
 
     def _independently(self, image: torch.Tensor) -> torch.Tensor:
-        out = None
-        for window in windows(image.shape[-2:], self.tile):
-            wide, inner = widened(window, self.halo, image.shape[-2:])
-            piece = cut(self.network(cut(image, wide)), scaled(inner, self.scale))
-            if out is None:
-                sides = (self.scale * side for side in image.shape[-2:])
-                out = piece.new_empty(*piece.shape[:2], *sides)
-            cut(out, scaled(window, self.scale)).copy_(piece)
+        out, size = None, _size(image)
+        for window in windows(size, self.tile):
+            wide, inner = widened(window, self.halo, size)
+            out = self._put(out, self.network(cut(image, wide)), window, inner, size)
         return out
 
-    def _block_by_block(self, image: torch.Tensor) -> torch.Tensor:
-        network, size = self.network, image.shape[-2:]
-        channels = network.head_conv.out_channels
+    def _block_by_block(self, network: KRGN, image: torch.Tensor) -> torch.Tensor:
+        size = _size(image)
         # DFF's 1x1 convolution over all blocks' outputs is a sum of one product for each, so none needs to be kept.
         fusion = network.features_fusion_module[0]
-        shares = kernel_of(fusion).split(channels, dim=1)
-        with Features(size, channels, ("shallow", "feature", "taps", "fused"), device=image.device) as maps:
+        shares = kernel_of(fusion).split(network.head_conv.out_channels, dim=1)
+        names = ("shallow", "feature", "taps", "dense")
+        with Features(size, network.head_conv.out_channels, names, device=image.device) as maps:
             for window in windows(size, self.tile):
                 wide, inner = widened(window, self.head_halo, size)
                 shallow = cut(network.shallow(cut(image, wide)), inner)
                 maps.write("shallow", window, shallow)
                 maps.write("feature", window, shallow)
-                maps.write("fused", window, F.conv2d(shallow, shares[0], fusion.bias))
+                maps.write("dense", window, F.conv2d(shallow, shares[0], fusion.bias))
             for block, share in zip(network.body, shares[1:], strict=True):
-                total = squares = 0.0
-                for window in windows(size, self.tile):
-                    wide, inner = widened(window, self.halo, size)
-                    taps = cut(block.local(maps.read("feature", wide))[0], inner)
-                    maps.write("taps", window, taps)
-                    total = total + taps.sum(dim=(2, 3), keepdim=True, dtype=torch.float64)
-                    squares = squares + taps.double().square().sum(dim=(2, 3), keepdim=True)
-                mean = total / (size[0] * size[1])
-                variance = (squares / (size[0] * size[1]) - mean.square()).clamp(min=0)
-                # In half precision a variance may be out of range; the attention itself, in 0..1, is not.
-                wide = torch.promote_types(taps.dtype, torch.float32)
-                attention = block.cca.attention(mean.to(wide), variance.to(wide))
+                attention = self._attention(block, maps, size)
                 for window in windows(size, self.tile):
                     feature = maps.read("taps", window) * attention + maps.read("feature", window)
                     maps.write("feature", window, feature)
-                    maps.write("fused", window, maps.read("fused", window) + F.conv2d(feature, share))
+                    maps.write("dense", window, maps.read("dense", window) + F.conv2d(feature, share))
             out = None
             for window in windows(size, self.tile):
                 wide, inner = widened(window, self.tail_halo, size)
-                piece = network.tail(maps.read("fused", wide), maps.read("shallow", wide))
-                if out is None:
-                    out = piece.new_empty(1, piece.shape[1], *(self.scale * side for side in size))
-                cut(out, scaled(window, self.scale)).copy_(cut(piece, scaled(inner, self.scale)))
+                piece = network.tail(maps.read("dense", wide), maps.read("shallow", wide))
+                out = self._put(out, piece, window, inner, size)
+        return out
+
+    def _attention(self, block: PMRB, maps: "Features", size: Size) -> torch.Tensor:
+        """The weights of a block's channels, (1, C, 1, 1), after writing its fused taps."""
+        dtype = torch.float32
+        total = torch.zeros((), dtype=torch.float64)
+        squares = torch.zeros((), dtype=torch.float64)
+        for window in windows(size, self.tile):
+            wide, inner = widened(window, self.halo, size)
+            taps = cut(block.local(maps.read("feature", wide)).fused, inner)
+            maps.write("taps", window, taps)
+            total = total + taps.sum(dim=(2, 3), keepdim=True, dtype=torch.float64)
+            squares = squares + taps.double().square().sum(dim=(2, 3), keepdim=True)
+            # In half precision a variance may be out of range; the attention itself, in 0..1, is not.
+            dtype = torch.promote_types(taps.dtype, torch.float32)
+        mean = total / (size[0] * size[1])
+        variance = (squares / (size[0] * size[1]) - mean.square()).clamp(min=0)
+        return block.cca.attention(mean.to(dtype), variance.to(dtype))
+
+    def _put(self, out: torch.Tensor | None, piece: torch.Tensor, window: Window, inner: Window, size: Size):
+        """Copies the part of a tile's output inside its halo to its place in the whole, which is made at the first."""
+        if out is None:
+            out = piece.new_empty(*piece.shape[:2], *(self.scale * side for side in size))
+        cut(out, scaled(window, self.scale)).copy_(cut(piece, scaled(inner, self.scale)))
         return out
 
 
@@ -137,10 +150,10 @@ class Features:
     Small ones are in memory, large ones in temporary files that are mapped only while a window is read or written.
 
     Raises:
-        OSError: if there is no room on the disk of the temporary folder.
+        OSError: if they do not fit on the disk of the temporary folder.
     """
 
-    def __init__(self, size: tuple[int, int], channels: int, names: tuple[str, ...], *, device: torch.device):
+    def __init__(self, size: Size, channels: int, names: tuple[str, ...], *, device: torch.device):
         self.shape, self.device = (*size, channels), device
         n_bytes = 4 * size[0] * size[1] * channels
         self.folder = None
@@ -155,10 +168,10 @@ class Features:
                     os.posix_fallocate(file.fileno(), 0, n_bytes)
                 file.truncate(n_bytes)
 
-    def __enter__(self):
+    def __enter__(self) -> "Features":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self.folder is not None:
             self.folder.cleanup()
 
@@ -171,32 +184,38 @@ class Features:
         """Puts (1, channels, h, w) into the window."""
         self._map(name, "r+")[window] = features[0].permute(1, 2, 0).float().cpu().numpy()
 
-    def _map(self, name: str, mode: str) -> np.ndarray:
+    def _map(self, name: str, mode: Literal["r", "r+"]) -> np.ndarray:
         if self.folder is None:
             return self.arrays[name]
         return np.memmap(Path(self.folder.name, name), np.float32, mode, shape=self.shape)
 
 
-def _up(length: int) -> int:
+def _rounded_up(length: int) -> int:
     return -(-length // GRID) * GRID
 
 
-def windows(size: tuple[int, int], tile: int) -> Iterator[Window]:
+def _size(image: torch.Tensor) -> Size:
+    return image.shape[-2], image.shape[-1]
+
+
+def windows(size: Size, tile: int) -> Iterator[Window]:
     """The tiles of an image of `size` = (H, W), row by row; those at the end are smaller."""
     for top in range(0, size[0], tile):
         for left in range(0, size[1], tile):
             yield slice(top, min(top + tile, size[0])), slice(left, min(left + tile, size[1]))
 
 
-def widened(window: Window, halo: int, size: tuple[int, int]) -> tuple[Window, Window]:
+def widened(window: Window, halo: int, size: Size) -> tuple[Window, Window]:
     """The window with its halo, cut off at the image's border where the network pads, and the window inside that."""
-    wide = tuple(
-        slice(max(0, part.start - halo), min(side, part.stop + halo)) for part, side in zip(window, size, strict=True)
+    (rows, inner_rows), (columns, inner_columns) = (
+        _widened_side(part, halo, side) for part, side in zip(window, size, strict=True)
     )
-    inner = tuple(
-        slice(part.start - outer.start, part.stop - outer.start) for part, outer in zip(window, wide, strict=True)
-    )
-    return wide, inner
+    return (rows, columns), (inner_rows, inner_columns)
+
+
+def _widened_side(part: slice, halo: int, side: int) -> tuple[slice, slice]:
+    wide = slice(max(0, part.start - halo), min(side, part.stop + halo))
+    return wide, slice(part.start - wide.start, part.stop - wide.start)
 
 
 def cut(image: torch.Tensor, window: Window) -> torch.Tensor:
@@ -206,38 +225,60 @@ def cut(image: torch.Tensor, window: Window) -> torch.Tensor:
 
 def scaled(window: Window, scale: int) -> Window:
     """The same window in an image `scale` times as large."""
-    return tuple(slice(scale * part.start, scale * part.stop) for part in window)
+    rows, columns = (slice(scale * part.start, scale * part.stop) for part in window)
+    return rows, columns
 
 
 @torch.no_grad()
-def reach(function: Function, channels: int, *, like: torch.Tensor) -> int | None:
-    """How many input pixels away an output pixel of `function` may depend on; None if on the whole image.
+def reach(function: Function, channels: int, *, like: torch.Tensor, step: int = 1) -> int | None:
+    """How many input pixels away from an output pixel `function` may look; None if at the whole image.
 
-    A NaN in one pixel reaches exactly those outputs that read it, whatever the weights. Strips one pixel wide, lying
-    and standing, make this cheap; they grow until their ends are not reached.
+    A NaN in one pixel reaches exactly those outputs that read it, whatever the weights. Strips one pixel wide,
+    horizontal and vertical, make this cheap. They grow until nothing comes so near to their ends that one more `step`
+    would leave them: a dilated convolution jumps out of a strip that is too short, and nothing would be seen.
 
     Args:
         function: (1, channels, H, W) -> (1, C', s * H, s * W).
         like: a tensor of the dtype and on the device to use.
+        step: how far a single layer of it looks, in pixels, at most.
     """
     found = 0
-    for lying in (True, False):
+    for horizontal in (True, False):
         length = 17
         while True:
             probe = torch.zeros(1, channels, length, 1, dtype=like.dtype, device=like.device)
             middle = length // 2
             probe[0, :, middle] = torch.nan
-            out = function(probe.transpose(2, 3) if lying else probe)[0].isnan().any(dim=0)
-            out = out.any(dim=0 if lying else 1)
+            out = function(probe.transpose(2, 3) if horizontal else probe)[0].isnan().any(dim=0)
+            out = out.any(dim=0 if horizontal else 1)
             scale = len(out) // length
             touched = out.nonzero().flatten() // scale
             radius = int((touched - middle).abs().max()) if len(touched) else 0
-            if radius < middle:
+            if radius + step <= middle:
                 break
             length = 2 * length - 1
             if length > _LONGEST_PROBE:
                 return None
         found = max(found, radius)
+    return found
+
+
+def longest_step(network: nn.Module) -> int:
+    """How far a single convolution of the network looks, in its own pixels, at most; 1 at least."""
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    steps = (
+        rate * (side - 1) // 2
+        for conv in convolutions
+        for rate, side in zip(conv.dilation, conv.kernel_size, strict=True)
+    )
+    return max((1, *steps))
+
+
+def _reach_of(stage: Function, channels: int, like: torch.Tensor, step: int) -> int:
+    """The `reach` of a part of KRGN, all of which are local."""
+    found = reach(stage, channels, like=like, step=step)
+    if found is None:
+        raise ValueError(f"tiles: got a dilation for which a block reaches more than {_LONGEST_PROBE // 2} pixels")
     return found
 
 
@@ -269,7 +310,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(function: Function, *inputs: torch.Tensor) -> int:
-    """Bytes of the tensors that `function(*inputs)` makes and that live at one time, at most, without the inputs."""
+    """Peak of the bytes of all tensors that `function(*inputs)` makes and that live at one time, without the inputs."""
     with _LiveBytes() as counter:
         function(*inputs)
     return counter.peak
@@ -277,7 +318,7 @@ def peak_bytes(function: Function, *inputs: torch.Tensor) -> int:
 
 @torch.inference_mode()
 def bytes_per_pixel(network: nn.Module, like: torch.Tensor) -> float:
-    """Memory that the network's features need at most at one time, in bytes for each pixel of its input.
+    """Peak memory of the network's features, in bytes for each pixel of its input.
 
     Measured on two small inputs; what operators use inside themselves is not counted.
 

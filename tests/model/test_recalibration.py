@@ -363,7 +363,7 @@ def buffered() -> nn.Conv2d:
 
 
 REFUSED = {
-    "Conv1d": (lambda: nn.Conv1d(6, 6, 3, groups=6), TypeError, "is a Conv1d, and only nn.Conv2d"),
+    "Conv1d": (lambda: nn.Conv1d(6, 6, 3, groups=6), TypeError, "is a Conv1d, but only nn.Conv2d"),
     "Conv3d": (lambda: nn.Conv3d(6, 6, 3, groups=6), TypeError, "is a Conv3d"),
     "transposed": (lambda: nn.ConvTranspose2d(6, 6, 3, groups=6), TypeError, "is a ConvTranspose2d"),
     "subclass": (lambda: SamePadding(6, 6, 3, groups=6), TypeError, "SamePadding, a subclass"),
@@ -383,7 +383,7 @@ def test_what_cannot_be_kept_is_refused_by_name(kind):
     with pytest.raises(error, match=words) as raised:
         recalibrate(network, "1.*")
     assert str(raised.value).startswith("1.0: ")
-    assert str(raised.value).endswith("leave it out by `where`")
+    assert str(raised.value).endswith("leave it out with `where`")
     if error is TypeError:  # no grouped nn.Conv2d, so it was not meant
         assert list(layers_of(recalibrate(network))) == ["1.1"]
     else:

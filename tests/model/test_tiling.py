@@ -56,10 +56,19 @@ def test_tiles_are_the_whole_image(scale, in_files, monkeypatch):
         assert (alone[: 20 * scale] - expected[0, 0].flatten()[: 20 * scale]).abs().max() > 1e-2
 
 
+def test_tiles_of_a_dilation_that_jumps_out_of_short_strips():
+    """A halo that only the undilated convolutions were seen to need would leave seams."""
+    network, image = krgn(2, dilation=20), torch.rand(1, 3, 24, 150) * 255
+    with torch.inference_mode():
+        assert (Tiles(network, scale=2, tile=40)(image) - network(image)).abs().max() < 1e-3
+
+
 def test_the_halo_is_the_receptive_field():
     """A block: nine CFFBs that reach `dilation` pixels each, and one 3x3 convolution."""
     assert Tiles(krgn(2), scale=2, tile=8).halo == 9 * 3 + 1
     assert Tiles(krgn(2, dilation=2), scale=2, tile=8).halo == 9 * 2 + 1
+    largest = KRGN(scale=2, n_feats=8, n_resgroups=1, dilation=64)  # of a file that is read
+    assert Tiles(largest, scale=2, tile=8).halo == 9 * 64 + 1
     like = torch.zeros(1)
     assert reach(nn.Conv2d(3, 2, 5, padding=2), 3, like=like) == 2
     assert reach(nn.Sequential(nn.Conv2d(3, 4, 1), nn.PixelShuffle(2)), 3, like=like) == 0
