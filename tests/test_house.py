@@ -120,7 +120,8 @@ def test_flags_are_answered_before_anything_heavy_is_imported():
 
 # --- README ---
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "experiment/README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 TEXT = "\n".join(path.read_text() for path in PAGES)
 
 
@@ -181,15 +182,45 @@ def test_tilde_is_expanded_in_every_program(monkeypatch):
     assert (args.dir_experiment, args.dir_data, args.pre_train) == ("/somewhere/x", "/somewhere/y", "/somewhere/z.pt")
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings have on GitHub."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_what_the_pages_name_exists():
     links = 0
     for page in PAGES:
-        for name in re.findall(r"\[[^\]]*\]\((?!https?:|#)([^)#]+)", page.read_text()):
-            assert (page.parent / name).exists(), (page.name, name)
+        for name, anchor in re.findall(r"\[[^\]]*\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+            target = page.parent / name if name else page
+            assert target.exists(), (page.name, name)
+            assert not anchor or anchor in anchors(target), (page.name, name, anchor)
             links += 1
     assert links > 10
     for name in re.findall(r"(?:scripts/\w+\.sh|tests/\w+/\w+\.py)", TEXT) + re.findall(r"`(src/[\w/]+\.py)`", TEXT):
         assert (ROOT / name).is_file(), name
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 12 * 1024
+
+
+def test_shell_commands_are_in_bash_blocks():
+    """`commands` reads these alone."""
+    for page in PAGES:
+        fences = re.findall(r"^```(\w*)$", page.read_text(), flags=re.M)
+        assert len(fences) % 2 == 0, page.name
+        assert set(fences[::2]) <= {"bash", "python", "text", "bibtex"}, (page.name, fences[::2])
+        for block in re.findall(r"^```text\n(.*?)```", page.read_text(), flags=re.S | re.M):
+            assert not re.search(r"^ *(python|bash|pip|cd) ", block, flags=re.M), (page.name, block)
+
+
+def test_the_architecture_page_shows_every_folder():
+    tree = (ROOT / "docs/architecture.md").read_text().split("## The layout")[1].split("## What may import what")[0]
+    folders = {path.name for path in SRC.rglob("*") if path.is_dir() and list(path.glob("*.py"))}
+    assert folders <= set(re.findall(r"(\w+)/", tree)), folders
+    for name in re.findall(r"^  (?:\w+\.py ?)+", tree, flags=re.M):
+        assert all((SRC / word).is_file() for word in name.split()), name
 
 
 def test_scripts_are_valid_bash():
