@@ -31,6 +31,7 @@ LEVELS = [
     {"deploy.formats"},
     {"data", "runtime.experiment"},
     {"evaluation.evaluate", "deploy.measure", "deploy.isolated"},
+    {"speed"},
     {"deploy.report"},
     {"deploy.folder"},
     {"train.trainer"},
