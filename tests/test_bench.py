@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import assert_one_line, program
 
 import bench
+from data.image import write_png
 from model.precision import is_native
 from runtime.errors import UserError
 from speed import loading, workloads
@@ -57,20 +59,21 @@ def test_wrong_flags():
 
 
 def test_every_group_has_one_baseline_and_every_workload_runs(tmp_path, monkeypatch):
-    """All commands' cases, small: the functions that they name take the options that they give."""
+    """The cases of all commands, with small images: their functions take the options that they are given."""
     monkeypatch.setattr(workloads, "LR_SIZE", (8, 12))
     monkeypatch.setattr(workloads, "PATCH", 8)
     monkeypatch.setattr(loading, "PHOTO_SIZE", (200, 208))
     monkeypatch.setattr(loading, "N_BATCHES", 1)
+    for name in workloads.TEST_SETS:
+        write_png(tmp_path / f"benchmark/{name}/HR/a.png", np.full((48, 64, 3), 90, np.uint8))
     args = bench.build_parser().parse_args(["all", "--cpu", "--batch", "2"])
-    groups = bench.chosen_groups(args, "cpu", tmp_path, "")
+    groups = bench.chosen_groups(args, "cpu", tmp_path, str(tmp_path))
     bf16 = is_native(torch.device("cpu"))
-    assert [len(group) for group in groups] == [5 + bf16, 3 + bf16, 2, 2]
+    assert [len(group) for group in groups] == [5 + bf16, 3 + bf16, 2, 2, 3]
     for group in groups:
         assert [case.baseline for case in group].count(True) == 1
         for case in group:
-            workload = case.prepare(
-                **case.options | ({"workers": 0} if "workers" in case.options else {}), device="cpu"
-            )
+            options = case.options | ({"workers": 0} if "workers" in case.options else {})
+            workload = case.prepare(**options, device="cpu")
             workload.run()
             assert (workload.cost.mult_adds is not None) == case.group.startswith("inference")
