@@ -24,8 +24,8 @@ PACKAGES = {"train", "evaluation", "deploy", "reporting", "runtime", "studies"} 
 LEVELS = [
     PACKAGES,  # their __init__.py
     {"runtime.errors", "runtime.provenance", "evaluation.metrics", "reporting.figures", "train.tensorboard"},
-    {"option", "runtime.distributed", "runtime.files", "model", "train.optim"},
-    {"runtime.hardware", "runtime.log", "runtime.tensor_files", "train.statecheck", "loss"},
+    {"option", "runtime.distributed", "runtime.files", "model"},
+    {"runtime.hardware", "runtime.log", "runtime.tensor_files", "train.statecheck", "train.optim", "loss"},
     {"deploy.fold", "reporting.tables"},
     {"data", "runtime.experiment"},
     {"evaluation.evaluate", "deploy.formats"},
@@ -53,7 +53,9 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {room(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {room(node.module), *(room(f"{node.module}.{alias.name}") for alias in node.names)}
+            package = path.relative_to(SRC).parts[: -node.level] if node.level else ()  # of a relative import
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            found |= {room(module), *(room(f"{module}.{alias.name}") for alias in node.names)}
     return found & LEVEL.keys()
 
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from model.external import External
 from model.krgn import KRGN
 from model.recalibration import kernel_of
+
+from .compat import DispatchMode, storage_key, tensors_in
 
 Window = tuple[slice, slice]  # rows and columns
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -237,7 +237,7 @@ def reach(function: Function, channels: int, *, like: torch.Tensor) -> int | Non
     return found
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(DispatchMode):
     """Counts the bytes of the tensors that operators return for as long as they live, and their peak."""
 
     def __init__(self):
@@ -247,11 +247,9 @@ class _LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if not torch.is_tensor(tensor):
-                continue
+        for tensor in tensors_in(out):
             storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
+            key, size = storage_key(storage), storage.nbytes()
             if key not in self.seen:
                 self.seen.add(key)
                 self.live += size

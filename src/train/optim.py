@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 
+from model.compat import fused_step_if, move_towards
+
 
 def make_optimizer(args, network: nn.Module) -> Optimizer:
     """The optimizer that the options describe, over the parameters that are trained.
@@ -82,8 +84,7 @@ def step_if(good: torch.Tensor, optimizer: Optimizer) -> None:
     wait; other optimizers wait. (SGD's kernel too can look, but leaves its momentum unset if the first step is none.)
     """
     if isinstance(optimizer, Adam):
-        optimizer.grad_scale, optimizer.found_inf = None, (~good).float()
-        optimizer.step()
+        fused_step_if(optimizer, good)
     elif good:
         optimizer.step()
 
@@ -111,7 +112,5 @@ def update_average(
         steps: float64 scalar on their device; infinite for an average that is long past its beginning.
     """
     averaged, current = list(average.parameters()), list(network.parameters())
-    moves = torch._foreach_sub(current, averaged)
     share = (1 - decay) / (1 - torch.pow(decay, steps.clamp(min=1)))
-    torch._foreach_mul_(moves, (share * good).float())
-    torch._foreach_add_(averaged, moves)
+    move_towards(averaged, current, (share * good).float())
