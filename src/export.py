@@ -13,6 +13,7 @@ from pathlib import Path
 
 from deploy.folder import check_folder, export_checkpoint
 from deploy.formats import FORMATS
+from model import cffb
 from runtime.errors import UserError, run
 from runtime.flags import Parser, number, path_flag, weights_file, whole_number
 from runtime.log import start_log
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     """Exports or checks; `errors.run` defines how failures end."""
     args = build_parser().parse_args(argv)
     start_log()
+    cffb.build_when_needed()
     if args.check:
         check_folder(Path(args.check))
     elif args.pre_train and args.out:

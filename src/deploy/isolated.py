@@ -14,6 +14,7 @@ import numpy as np
 
 from deploy.context import Runner
 from deploy.formats import FORMATS
+from model import cffb
 from runtime.errors import UserError, printable
 from runtime.hardware import fresh_processes
 
@@ -100,6 +101,7 @@ def _serve(pipe: multiprocessing.connection.Connection, name: str, path: Path, h
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
+        cffb.build_when_needed()
         run = FORMATS[name].read(path, hyperparameters)
         pipe.send_bytes(OK)
         while True:

@@ -18,6 +18,7 @@ from torch import nn
 
 from deploy.context import ExportContext, Runner, torch_runner
 from deploy.rewrite import for_deployment
+from model.compat import zip_writer
 from runtime.errors import UserError, printable
 from runtime.files import open_regular
 
@@ -117,7 +118,7 @@ def _rewritten(members: dict[str, bytes]) -> io.BytesIO:
         SAMPLE: _checked_sample(members[SAMPLE]),
     }
     archive = io.BytesIO()
-    writer = torch._C.PyTorchFileWriter(archive)
+    writer = zip_writer(archive)
     for name, content in (members | checked).items():
         if not name.startswith((".data/", "byteorder")):  # these the writer adds itself
             writer.write_record(name, content, len(content))

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 import torch
 from tqdm import tqdm
 
+from model import cffb
 from runtime.errors import UserError
 from runtime.hardware import fresh_processes, timed
 from speed.cases import Case
@@ -134,6 +135,7 @@ def serve(pipe: Connection, case: Case, device: str) -> None:
     """Runs in the case's process: prepares the workload, then times one run per request until the pipe closes."""
     os.environ.update(case.environment)
     try:
+        cffb.build_when_needed()
         # As in main.py, "float32" excludes TF32, to which cuDNN rounds the factors of products by default.
         torch.backends.cudnn.allow_tf32 = False
         workload = case.prepare(**case.options, device=device)
