@@ -84,6 +84,35 @@ def test_importing_has_no_side_effects(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_commands_that_run_networks_request_the_fused_operators():
+    """What imports networks and is a command; in a library's first forward pass nothing is built."""
+    running = [path for path in FILES if LEVEL[room_of(path)] == len(LEVELS) - 1 and "model" in imports(path)]
+    assert {path.stem for path in running} >= {"main", "export", "kl", "compare", "bench", "ablation", "demo"}
+    for path in running:
+        assert "    cffb.build_when_needed()\n" in path.read_text(), path.name
+
+
+# Private names of other packages than torch: argparse, tarfile.
+OTHERS_PRIVATE = {"_actions", "_StoreTrueAction", "_print_message", "_proc_member"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_private_interfaces_of_torch_stand_in_compat(path):
+    found, own = set(), {"self", "cls"}
+    tree = ast.parse(path.read_text())
+    own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.match(r"_[^_]", node.attr):
+            if not (isinstance(node.value, ast.Name) and node.value.id in own):
+                found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and re.match(r"torch\..*\b_", node.module or ""):
+            found.add(node.module)
+    if path == SRC / "model/compat.py":
+        assert len(found) > 10
+    else:
+        assert not found - OTHERS_PRIVATE
+
+
 def test_flags_are_answered_before_anything_heavy_is_imported():
     code = "import sys; sys.path.insert(0, 'src'); import main; assert 'torch' not in sys.modules, 'torch'"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
