@@ -41,14 +41,15 @@ from model.external import import_spandrel
 from model.krgn import KRGN
 from model.precision import InPrecision, autocast, cpu_features, is_native
 from model.recalibration import RecConv, fold
-from option import Parser, parse_args, path_flag, whole_number
 from option import build_parser as training_parser
+from option import parse_args
 from reporting.tables import as_text, refuse_foreign, write_all
 from runtime.errors import UserError
 from runtime.errors import run as run_program
+from runtime.flags import Parser, path_flag, whole_number
 from runtime.hardware import fresh_processes, keep_memory, load_of_others, processor, timed
 from runtime.provenance import git_commit
-from train.optim import make_optimizer
+from train.optim import OptimizerConfig, make_optimizer
 
 SCALE = 4
 LR_SIZE = (180, 320)  # (H, W): a 1280x720 image at x4
@@ -426,7 +427,7 @@ def prepare_training(
     if published:
         optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-4)
     else:
-        optimizer = make_optimizer(parse_args([]), network)
+        optimizer = make_optimizer(network.parameters(), OptimizerConfig())
         lr = lr.contiguous(memory_format=torch.channels_last)
     loss = torch.nn.L1Loss()
     running = InPrecision(torch.compile(network) if compiled else network, torch.device(device), precision)

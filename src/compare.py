@@ -23,11 +23,12 @@ from model.checkpoint import model_of, rebuild, unpack
 from model.precision import AUTOCAST, autocast, cpu_features, resolve
 from model.recalibration import fold, is_recalibrated
 from model.tiling import peak_bytes
-from option import Parser, number, parse_args, path_flag, weights_file, whole_number
 from option import build_parser as training_parser
+from option import parse_args
 from reporting.tables import as_text, refuse_foreign, tabulate, write_all
 from runtime.errors import UserError, run
 from runtime.files import digest
+from runtime.flags import Parser, number, path_flag, weights_file, whole_number
 from runtime.hardware import choose_device, load_of_others, processor, seed_everything, timed
 from runtime.provenance import git_commit
 from runtime.tensor_files import load_tensors

@@ -32,9 +32,9 @@ from deploy.formats import FORMATS, Runner, Use
 from evaluation.metrics import psnr_ssim, quantise
 from model import count_parameters
 from model.checkpoint import model_of, rebuild, unpack
-from option import Parser, number, path_flag, weights_file, whole_number
 from runtime.errors import UserError, printable, run
 from runtime.files import digest, read_json, write_bytes
+from runtime.flags import Parser, number, path_flag, weights_file, whole_number
 from runtime.hardware import timed
 from runtime.log import start_log
 from runtime.provenance import git_commit

@@ -28,11 +28,11 @@ from model import MODELS
 from model.checkpoint import Checkpoint, model_of, rebuild, unpack
 from model.recalibration import fold
 from model.tiling import Tiles
-from option import Parser, number, path_flag, weights_file
 from reporting import figures
 from reporting.tables import csv_text
 from runtime.errors import UserError, run
 from runtime.files import write_bytes
+from runtime.flags import Parser, number, path_flag, weights_file
 from runtime.log import start_log
 from runtime.tensor_files import load_tensors
 

@@ -1,7 +1,7 @@
 """Train or test: `python main.py --help`. Options -> network, data, experiment -> `Trainer.fit` or `evaluate.test`."""
 
-from option import OptionError, Options, continue_with, parse_args
-from runtime.errors import UserError, run
+from option import SPANDREL, Options, continue_with, follow_file, parse_args
+from runtime.errors import run
 
 
 def main(args: Options) -> None:
@@ -14,14 +14,14 @@ def main(args: Options) -> None:
     from data import build_test_sets, build_train_set
     from evaluation.evaluate import test
     from model import build_model, describe, external, precision
-    from model.checkpoint import adopt, load_pre_train, unpack
+    from model.checkpoint import facts_of, load_pre_trained, unpack
     from model.recalibration import fold
     from runtime import distributed
     from runtime.experiment import Experiment
     from runtime.hardware import choose_device, keep_memory, seed_everything
     from runtime.log import start_log
     from runtime.tensor_files import load_tensors
-    from train.trainer import Trainer
+    from train.build import build_trainer
 
     log = start_log()
     if not args.release_memory:
@@ -29,24 +29,21 @@ def main(args: Options) -> None:
     experiment = Experiment(Path(args.dir_experiment), args.load or args.save)
     experiment.check(training=not args.test_only, reset=args.reset, load=bool(args.load))
     state = checkpoint = network = None
-    try:
-        if args.load:
-            state = experiment.load_state(args.resume)
-            args = continue_with(args, state["options"], given=state["given"])
-        elif args.model == "spandrel":
-            load_tensors(Path(args.pre_train))  # whether it is a whole and harmless file; spandrel reads it again
-            network = external.load(args.pre_train, rgb_range=args.rgb_range)
-            args = external.adopt(args, network)
-        elif args.pre_train:
-            checkpoint = unpack(load_tensors(Path(args.pre_train)), args.pre_train)
-            args = adopt(args, checkpoint)
-    except OptionError as error:  # flags that go together, but not with what is in the file
-        raise UserError(str(error)) from None
+    if args.load:
+        state = experiment.load_state(args.resume)
+        args = continue_with(args, state["options"], given=state["given"])
+    elif args.model == SPANDREL:
+        load_tensors(Path(args.pre_train))  # whether it is a whole and harmless file; spandrel reads it again
+        network = external.load(args.pre_train, rgb_range=args.rgb_range)
+        args = follow_file(args, external.facts_of(args.pre_train, network))
+    elif args.pre_train:
+        checkpoint = unpack(load_tensors(Path(args.pre_train)), args.pre_train)
+        args = follow_file(args, facts_of(checkpoint, args.model))
     device = choose_device(cpu=args.cpu, n_gpus=args.n_GPUs, asked="n_GPUs" in args.given)
     seed_everything(args.seed)
     network = build_model(args) if network is None else network
     if checkpoint is not None:
-        load_pre_train(args, network, checkpoint)
+        load_pre_trained(network, args.model, checkpoint)
     network = network.to(device, memory_format=torch.channels_last)
     log.info(describe(network, args.model))
 
@@ -63,7 +60,7 @@ def main(args: Options) -> None:
         if args.test_only:
             test(args, fold(network), test_sets, experiment, device)
         else:
-            Trainer(args, network, train_set, test_sets, experiment, device, state).fit()
+            build_trainer(args, network, train_set, test_sets, experiment, device, state).fit()
 
 
 if __name__ == "__main__":

@@ -1,37 +1,44 @@
 """The command line of `main.py`: which flags there are, what they mean, and which go together.
 
-`parse_args(argv)` -> `Options`, typed, checked and read-only. Nothing here has a side effect, touches a file or
-imports anything heavy, so a wrong flag is answered at once.
+`parse_args(argv)` -> `Options`, typed, checked and read-only; `follow_file` and `continue_with` then settle what a file of
+weights or a run that goes on decides. Nothing here has a side effect, touches a file or imports anything heavy, so a
+wrong flag is answered at once.
 """
 
 import argparse
 import os
-import re
-from itertools import pairwise
 from pathlib import Path
 
-from runtime.errors import printable
+from loss.names import ADVERSARIAL, LOSSES, PERCEPTUAL
+from model.facts import FileFacts
+from model.names import ACTIVATIONS, NETWORKS
+from runtime.errors import UserError, printable
+from runtime.flags import (
+    Parser,
+    degradation,
+    image_ranges,
+    loss_terms,
+    number,
+    one_of,
+    path_flag,
+    plain_names,
+    rising_epochs,
+    scale_factor,
+    weighted_sets,
+    weights_file,
+    whole_number,
+)
 
-# Which flags describe each network, with its defaults; a flag that is given replaces them. Baselines are plain.
-MODELS = {
-    "KRGN": {"n_feats": 64, "n_resgroups": 9, "groups": 0, "dilation": 3, "act": "lrelu", "kernels": "recalibrated"},
-    "CFGN": {"n_feats": 64, "n_resgroups": 9, "groups": 32, "dilation": 3, "act": "lrelu", "kernels": "plain"},
-    "EDSR": {"n_feats": 64, "n_resblocks": 16, "res_scale": 1.0, "kernels": "plain"},
-    "RCAN": {"n_feats": 64, "n_resgroups": 10, "n_resblocks": 20, "reduction": 16, "kernels": "plain"},
-    "spandrel": {},  # any network that the package of this name reads off a file
-}
+SPANDREL = "spandrel"  # any network that the package of this name reads off a file
+MODELS = NETWORKS | {SPANDREL: {}}  # which flags describe each network, with its defaults where none is given
 _NETWORK = ("n_feats", "n_resgroups", "n_resblocks", "groups", "dilation", "act", "res_scale", "reduction", "kernels")
-PERCEPTUAL = ("VGG22", "VGG54")
-ADVERSARIAL = ("GAN", "RGAN", "WGAN_GP")
-LOSSES = ("L1", "MSE", "Charbonnier", "FFT", *PERCEPTUAL, *ADVERSARIAL)
 OPTIMIZERS = ("ADAM", "SGD", "RMSprop", "ADAMW")
-ACTIVATIONS = ("lrelu", "relu", "prelu")
 
 _ROOT = Path(__file__).resolve().parent.parent
 
 
-class OptionError(ValueError):
-    """Options that are wrong or contradict one another; the message is one line naming the flag and the mend."""
+class OptionError(UserError):
+    """Flags that are wrong or contradict one another, a file or a run; the message names the flag and how to fix it."""
 
 
 class Options(argparse.Namespace):
@@ -66,6 +73,63 @@ class Options(argparse.Namespace):
         return changed
 
 
+def follow_file(options: Options, file: FileFacts) -> Options:
+    """The options with the structure of the file in --pre_train; flags left at their defaults follow it.
+
+    Kernels: a test uses the file's. Training goes on recalibrating a file in training form; on a plain or folded one
+    it recalibrates the kernels over a frozen basis, as RefConv does, unless told otherwise.
+
+    Raises:
+        OptionError: if a flag that was given contradicts the file, or the file is of another network.
+    """
+    if file.model != options.model:
+        if "model" in options.given:
+            fix = f"give --model {file.model} or another file"
+            raise OptionError(f"--model {options.model}, but {file.path} has {file.model}: {fix}")
+        options = options.with_model(file.model)
+    found = file.structure | _kernels_after(options, file)
+    for flag, value in found.items():
+        given, trained_scale = getattr(options, flag), flag == "scale" and not options.test_only
+        if flag not in options.given or _meaning(flag, given, found) == _meaning(flag, value, found) or trained_scale:
+            continue
+        fix = f"drop --{flag}, it is read off the file, or give another file"
+        if flag == "kernels" and value == "recalibrated":
+            fix = "drop it, or fold the file first with export.py"
+        raise OptionError(f"--{flag} {_meaning(flag, given, found)}, but {file.path} has {value}: {fix}")
+    if "scale" in options.given:
+        found["scale"] = options.scale
+    if "groups" in found and found["groups"] == found["n_feats"]:
+        found["groups"] = 0
+    if options.test_only:
+        found["basis"] = "trained"
+    return options.replace(**found)
+
+
+def _kernels_after(options: Options, file: FileFacts) -> dict:
+    """What the file decides about kernels and basis."""
+    if file.recalibrated is None:
+        return {}
+    if file.recalibrated and options.recalibrate:
+        raise OptionError(
+            f"--recalibrate, but {file.path} is recalibrated already: drop it to train the file on as it is, "
+            "or fold the file first with export.py"
+        )
+    found = {}
+    if file.recalibrated or options.test_only:
+        found["kernels"] = "recalibrated" if file.recalibrated else "plain"
+    if "basis" not in options.given:
+        if file.recalibrated:
+            found["basis"] = file.basis
+        elif not options.test_only and options.kernels == "recalibrated":
+            found["basis"] = "frozen"
+    return found
+
+
+def _meaning(flag: str, value, shape: dict):
+    """A flag's value as the network has it: --groups 0 means a group for each channel."""
+    return shape["n_feats"] if flag == "groups" and not value else value
+
+
 # What a state holds the tensors of: another value needs another run.
 _STRUCTURE = frozenset(
     {"model", "pre_train", "scale", *_NETWORK, "basis", "recalibrate"}
@@ -98,7 +162,7 @@ def continue_with(args: Options, stored: dict, given: list[str]) -> Options:
             raise OptionError(f"--override {flag}: {flag} {why}: drop it, or start another run with --pre_train")
     for flag in sorted(args.given - CHANGEABLE - set(args.override)):
         now, was = getattr(args, flag), stored.get(flag)
-        if now != was and not (flag == "groups" and now == stored["n_feats"] and not was):
+        if _meaning(flag, now, stored) != _meaning(flag, was, stored):
             raise OptionError(
                 f"--{flag} {_text(now)}, but --load {args.load} was started with {_text(was)}: drop --{flag} to go on, "
                 + (
@@ -173,18 +237,6 @@ def _text(value) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, for every program of the framework."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split(' ')))} (--help explains the flags)\n")
-
-    def _print_message(self, message, file=None):
-        # A terminal that is not UTF-8 shows what it cannot say as an escape.
-        encoding = getattr(file, "encoding", None) or "utf-8"
-        super()._print_message(message.encode(encoding, "backslashreplace").decode(encoding), file)
-
-
 def parse_args(argv: list[str] | None = None) -> Options:
     """Parses a command line (`sys.argv[1:]` if None); a wrong one ends the program with status 2 and one line."""
     parser = build_parser()
@@ -211,17 +263,6 @@ def parse_args(argv: list[str] | None = None) -> Options:
     return options
 
 
-def weights_file(text: str) -> str:
-    """The path that --pre_train means: of a released network, KRGN_x2, KRGN_x3 or KRGN_x4, the file in experiment/."""
-    released = re.fullmatch(r"KRGN_x[234]", text)
-    return str(_ROOT / "experiment" / text / "model/model_best.pt") if released else path_flag(text)
-
-
-def path_flag(text: str) -> str:
-    """A path flag's value: a shell expands the ~ of `--out ~/x`, and leaves that of --out=~/x alone."""
-    return os.path.expanduser(text)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `main.py`, with its flags in groups and their units in the help."""
     parser = Parser(
@@ -229,9 +270,13 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train and test lightweight super-resolution networks (KRGN and others), EDSR style.",
         allow_abbrev=False,
     )
+    for title, add_flags in _GROUPS.items():
+        add_flags(parser.add_argument_group(title).add_argument)
+    return parser
 
-    # fmt: off
-    add = parser.add_argument_group("hardware").add_argument
+
+# fmt: off
+def _hardware_flags(add) -> None:
     add("--n_threads", type=whole_number(0), default=6, metavar="N",
         help="processes that load training data, at most one a core; the batches do not depend on it (default 6)")
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
@@ -244,16 +289,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--precision", choices=("single", "half", "bf16", "auto"), default="single",
         help="arithmetic of the network; half and bf16 are mixed precision, auto is bf16 where the GPU or CPU has instructions for it, else single (default single)")
 
-    add = parser.add_argument_group("data").add_argument
+
+def _data_flags(add) -> None:
     add("--dir_data", default=str(_ROOT / "dataset"), metavar="DIR",
         help="folder of the data sets (default: dataset/ beside src/)")
     add("--dir_demo", default=str(_ROOT / "test"), metavar="DIR",
         help="folder of your own images for --data_test Demo (default: test/ beside src/)")
-    add("--data_train", type=_weighted_names, default=((0.0, "DIV2K"),), metavar="[W*]A+[W*]B",
+    add("--data_train", type=weighted_sets, default=((0.0, "DIV2K"),), metavar="[W*]A+[W*]B",
         help="training sets: folders of --dir_data in DIV2K's shape, or of any HR images; with weights, as in 3*DIV2K+1*Photos, patches come from the sets in these shares, without them each image counts the same (default DIV2K)")
-    add("--data_test", type=_names, default=("DIV2K",), metavar="A+B",
+    add("--data_test", type=plain_names, default=("DIV2K",), metavar="A+B",
         help="test sets: folders of --dir_data/benchmark, sets in DIV2K's shape, or Demo; the first one's PSNR chooses the best weights (default DIV2K)")
-    add("--data_range", type=_ranges, default=((1, 800), (801, 810)), metavar="A-B/C-D",
+    add("--data_range", type=image_ranges, default=((1, 800), (801, 810)), metavar="A-B/C-D",
         help="images for training / testing in a set of DIV2K's shape, counted from 1 in the order of their names (default 1-800/801-810)")
     add("--ext", choices=("sep", "sep_reset", "img"), default="sep",
         help="sep: keep a decoded .npy copy of each image in the set's bin/ folder, made where missing or outdated; sep_reset: make all of them anew first; img: decode each time (default sep)")
@@ -267,8 +313,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="how LR comes from HR, for training and testing: bicubic; bicubic+jpegQ, compressed at quality Q; blur+bicubic, blurred by a random width first, or blur1.6+bicubic by this one; or all three (default bicubic)")
     add("--no_augment", action="store_true", help="no random flips and rotations of training patches")
 
-    add = parser.add_argument_group("model").add_argument
-    add("--model", type=_one_of(tuple(MODELS)), default="KRGN", metavar="NAME",
+
+def _model_flags(add) -> None:
+    add("--model", type=one_of(tuple(MODELS)), default="KRGN", metavar="NAME",
         help=f"one of {', '.join(MODELS)}; with spandrel, --test_only tests any file that this package recognises (default: the network of --pre_train, else KRGN)")
     add("--pre_train", type=weights_file, default="", metavar="FILE",
         help="weights to start from or to test: a file, off which size, groups and kernels are read, or a released network's name, as in KRGN_x4")
@@ -293,7 +340,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--basis", choices=("trained", "frozen"), default="trained",
         help="train the basis kernels too, or only their recalibration (default: trained from scratch; frozen where --pre_train is a plain checkpoint)")
 
-    add = parser.add_argument_group("training").add_argument
+
+def _training_flags(add) -> None:
     add("--epochs", type=whole_number(0), default=300, metavar="N",
         help="epochs to train; 0: until stopped (default 300)")
     add("--test_every", type=whole_number(0), default=1000, metavar="BATCHES",
@@ -308,16 +356,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="go on with the training run experiment/NAME where it stopped")
     add("--resume", type=whole_number(0), default=0, metavar="EPOCH",
         help="with --load: go on from this epoch, kept by --save_models; 0: from the last state (default 0)")
-    add("--override", type=_names, default=(), metavar="FLAG+FLAG",
+    add("--override", type=plain_names, default=(), metavar="FLAG+FLAG",
         help="with --load: flags that may differ from those the run was started with, as in --override lr+decay")
     add("--save_every", type=number(least=0), default=10, metavar="MINUTES",
         help="save the state within an epoch this often: what a kill costs at most; 0: only after epochs (default 10)")
     add("--compile", action="store_true",
         help="compile the network with torch.compile, where it can (default: do not)")
 
-    add = parser.add_argument_group("optimisation").add_argument
+
+def _optimisation_flags(add) -> None:
     add("--lr", type=number(above=0), default=1e-4, metavar="RATE", help="learning rate (default 1e-4)")
-    add("--decay", type=_decay, default=(200,), metavar="E-E",
+    add("--decay", type=rising_epochs, default=(200,), metavar="E-E",
         help="epochs after which the rate is multiplied by --gamma, as in 200-400-600 (default 200)")
     add("--gamma", type=number(above=0), default=0.5, metavar="F",
         help="factor of the learning rate at each --decay (default 0.5)")
@@ -327,7 +376,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="batches over which the rate rises linearly at the start (default 0)")
     add("--ema", type=number(least=0, below=1), default=0, metavar="D",
         help="keep a moving average of the weights, D of the old one at each batch, as in 0.999, and validate and release that; 0: do not (default 0)")
-    add("--optimizer", type=_one_of(OPTIMIZERS), default="ADAM", metavar="NAME",
+    add("--optimizer", type=one_of(OPTIMIZERS), default="ADAM", metavar="NAME",
         help=f"one of {', '.join(OPTIMIZERS)} (default ADAM)")
     add("--momentum", type=number(least=0), default=0.9, metavar="M",
         help="of SGD and RMSprop (default 0.9)")
@@ -338,14 +387,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weight_decay", type=number(least=0), default=0, metavar="W", help="weight decay (default 0)")
     add("--gclip", type=number(least=0), default=0, metavar="V",
         help="clip each gradient to -V..V; 0: do not (default 0)")
-    add("--loss", type=_loss, default=((1.0, "L1"),), metavar="W*NAME+...",
+    add("--loss", type=loss_terms, default=((1.0, "L1"),), metavar="W*NAME+...",
         help=f"weighted sum of losses, as in 5*VGG54+0.15*GAN; there are {', '.join(LOSSES)} (default 1*L1)")
     add("--vgg_weights", default="", metavar="FILE",
         help="VGG19's weights as torchvision publishes them, for VGG22 and VGG54 (default: downloaded once)")
     add("--skip_threshold", type=number(above=0), default=1e8, metavar="F",
         help="skip a batch whose loss is above F times the mean loss of the epoch before (default 1e8)")
 
-    add = parser.add_argument_group("testing").add_argument
+
+def _testing_flags(add) -> None:
     add("--test_only", action="store_true",
         help="test the weights of --pre_train; recalibrated kernels are folded first")
     add("--chop", action="store_true",
@@ -354,12 +404,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="run an image as tiles of so many LR pixels each side, with the whole image's result in a tile's memory; 0: only where the whole image does not fit (default 0)")
     add("--metric_channel", choices=("y", "rgb"), default="y",
         help="what PSNR and SSIM compare: luma Y, as in publications, or RGB (default y)")
-    add("--perceptual", type=_names, default=(), metavar="A+B",
+    add("--perceptual", type=plain_names, default=(), metavar="A+B",
         help="learned distances too, lpips and dists; needs requirements-extra.txt (default: none)")
     add("--self_ensemble", action="store_true",
         help="average over the eight flips and rotations of each image")
 
-    add = parser.add_argument_group("output").add_argument
+
+def _output_flags(add) -> None:
     add("--dir_experiment", default=str(_ROOT / "experiment"), metavar="DIR",
         help="folder of all experiments (default: experiment/ beside src/)")
     add("--save", default="test", metavar="NAME", help="name of this run's folder there (default test)")
@@ -370,8 +421,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="batches between two lines of the log (default 100)")
     add("--save_results", action="store_true", help="write the SR images of the test sets")
     add("--save_gt", action="store_true", help="write LR and HR beside each SR image")
-    # fmt: on
-    return parser
+
+
+_GROUPS = {
+    "hardware": _hardware_flags,
+    "data": _data_flags,
+    "model": _model_flags,
+    "training": _training_flags,
+    "optimisation": _optimisation_flags,
+    "testing": _testing_flags,
+    "output": _output_flags,
+}
+# fmt: on
 
 
 def _check_values(options: Options) -> None:
@@ -476,114 +537,3 @@ def _check_name(flag: str, name: str) -> None:
         )
     if not name or os.path.isabs(name) or inside == "." or inside.split(os.sep)[0] == "..":
         raise OptionError(f"{flag} {name!r} leaves the folder of experiments: give a plain name such as {flag} my_x4")
-
-
-def whole_number(least: int, most: int = 2**31 - 1):
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(
-                f"got {text!r}, expected a whole number of at least {least}, at most {most}"
-            )
-        return int(text)
-
-    return parse
-
-
-def number(above: float | None = None, least: float | None = None, below: float | None = None):
-    wanted = "a number" + (f" above {above}" if above is not None else "")
-    wanted += (f" of at least {least}" if least is not None else "") + (f" below {below}" if below is not None else "")
-
-    def parse(text: str) -> float:
-        # float() itself would take 1_0, digits of other scripts and white space.
-        value = (
-            float(text) if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.I) else float("nan")
-        )
-        fits = (
-            (above is None or value > above) and (least is None or value >= least) and (below is None or value < below)
-        )
-        if not fits or not abs(value) < float("inf"):
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected {wanted}")
-        return value
-
-    return parse
-
-
-def _one_of(names: tuple[str, ...]):
-    def parse(text: str) -> str:
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected one of {', '.join(names)}")
-        return text
-
-    return parse
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(text.split("+"))
-    if not all(re.fullmatch(r"[^/\\\s.][^/\\]*", name) and name.isprintable() for name in names):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected plain names joined by +, as in Set5+Set14")
-    if len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"got {text!r}, which names a set twice: name each once")
-    return names
-
-
-def _weighted_names(text: str) -> tuple[tuple[float, str], ...]:
-    """((weight, name), …), with the weight 0 for all where none is given."""
-    weighted = [term.rpartition("*") for term in text.split("+")]
-    names = _names("+".join(name for _, _, name in weighted))
-    stars = [star for _, star, _ in weighted]
-    if any(stars) and not all(stars):
-        raise argparse.ArgumentTypeError(f"got {text!r}: give every set a weight, as in 3*DIV2K+1*Photos, or none")
-    weights = [number(above=0)(weight) if star else 0.0 for weight, star, _ in weighted]
-    return tuple(zip(weights, names, strict=True))
-
-
-def degradation(text: str) -> str:
-    found = re.fullmatch(r"(blur(\d+(\.\d+)?)?\+)?bicubic(\+jpeg(\d{1,3}))?", text, re.ASCII)
-    if not found or (found[2] and not float(found[2]) > 0) or (found[5] and not 1 <= int(found[5]) <= 100):
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}, expected bicubic, bicubic+jpegQ with a quality Q of 1 to 100, blur+bicubic, or "
-            "blur+bicubic+jpegQ; blur1.6 sets the blur's width"
-        )
-    return text
-
-
-def scale_factor(text: str) -> int:
-    if re.fullmatch(r"[0-9]+(\+[0-9]+)+", text):
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}, but no model here has several scales: give one, as in --scale 4"
-        )
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= 32:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of 1 to 32, as in --scale 4")
-    return int(text)
-
-
-def _ranges(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    found = re.fullmatch(r"(\d{1,18})-(\d{1,18})/(\d{1,18})-(\d{1,18})", text, re.ASCII)
-    if not found:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected TRAIN/TEST ranges such as 1-800/801-810")
-    first, last, test_first, test_last = map(int, found.groups())
-    if not (1 <= first <= last and 1 <= test_first <= test_last):
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}, expected ranges that start at 1 or above and do not run backwards"
-        )
-    return (first, last), (test_first, test_last)
-
-
-def _decay(text: str) -> tuple[int, ...]:
-    epochs = tuple(map(int, text.split("-"))) if re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})*", text) else ()
-    if not epochs or epochs[0] < 1 or any(a >= b for a, b in pairwise(epochs)):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected rising epochs joined by -, as in 200-400-600")
-    return epochs
-
-
-def _loss(text: str) -> tuple[tuple[float, str], ...]:
-    terms = []
-    for term in text.split("+"):
-        weight, star, name = term.rpartition("*")
-        name = name.replace("-", "_")  # WGAN-GP, as its paper writes it
-        if name not in LOSSES:
-            raise argparse.ArgumentTypeError(f"got {name!r}, expected one of {', '.join(LOSSES)}, as in 1*L1+0.1*MSE")
-        terms.append((number(above=0)(weight) if star else 1.0, name))
-    if len({name for _, name in terms}) < len(terms):
-        raise argparse.ArgumentTypeError(f"got {text!r}, which names a loss twice: add up its weights")
-    return tuple(terms)

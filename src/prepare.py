@@ -20,9 +20,9 @@ from data import usable_cores
 from data.downloads.arrange import Set, Target, copy_all, is_name, locate, lr_images, plan
 from data.downloads.sources import open_source
 from data.srdata import Pair, checked, folders_of, make_lr, match, too_long
-from option import Parser, path_flag, whole_number
 from option import build_parser as main_parser
 from runtime.errors import UserError, printable, run
+from runtime.flags import Parser, path_flag, whole_number
 from runtime.log import start_log
 
 log = logging.getLogger("krgn")

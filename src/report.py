@@ -28,11 +28,11 @@ from data import resize, usable_cores
 from data.demo import shortened
 from data.image import for_each, read_image, write_png
 from evaluation.metrics import LUMA_NETWORK, protocol, psnr_ssim, rgb_to_y
-from option import Parser, path_flag, whole_number
 from reporting import figures  # before matplotlib, whose backend it chooses
 from reporting.tables import read_csv
 from runtime.errors import UserError, printable, run
 from runtime.files import read_json, read_regular, write_bytes
+from runtime.flags import Parser, path_flag, whole_number
 
 BICUBIC, HR = "bicubic", "HR"
 ERROR_MAX = 32  # gray levels of luma at the bright end of an error map; the same in all, so that maps compare

@@ -8,8 +8,9 @@ from forked import Program
 from torch import nn
 
 from main import main
+from model.checkpoint import Checkpoint, facts_of
 from model.recalibration import RecConv
-from option import parse_args
+from option import Options, follow_file, parse_args
 from runtime.tensor_files import load_tensors
 
 
@@ -49,3 +50,8 @@ def randomise(model: nn.Module, scale: float = 0.3) -> nn.Module:
         if isinstance(module, RecConv):
             nn.init.normal_(module.transform, std=scale)
     return model
+
+
+def followed(options: Options, checkpoint: Checkpoint) -> Options:
+    """The options of a run that starts from this checkpoint, or tests it."""
+    return follow_file(options, facts_of(checkpoint, options.model))

@@ -23,14 +23,19 @@ from studies import ablation, degrade, demo, verify_resume
 PACKAGES = {"train", "evaluation", "deploy", "reporting", "runtime", "studies"}  # whose modules are of different levels
 LEVELS = [
     PACKAGES,  # their __init__.py
-    {"model", "runtime.provenance", "evaluation.metrics", "reporting.figures", "train.tensorboard"},
+    {"model", "loss.names", "runtime.provenance", "evaluation.metrics", "reporting.figures", "train.tensorboard"},
     {"runtime.errors"},
+    {"runtime.flags"},
     {"option", "runtime.distributed", "runtime.files", "train.optim"},
-    {"runtime.hardware", "runtime.log", "runtime.tensor_files", "train.statecheck", "loss"},
-    {"deploy.fold", "reporting.tables"},
+    {"runtime.hardware", "runtime.log", "runtime.tensor_files", "train.statecheck", "train.requests", "loss"},
+    {"deploy.fold", "reporting.tables", "train.step"},
+    {"train.state"},
+    {"train.monitor"},
     {"data", "runtime.experiment"},
     {"evaluation.evaluate", "deploy.formats"},
+    {"train.files"},
     {"train.trainer"},
+    {"train.build"},
     {"main", "export", "kl", "prepare", "compare", "report", "bench"}
     | {"studies.ablation", "studies.degrade", "studies.demo", "studies.verify_resume"},
 ]

@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, assert_one_line, command
 
-from loss import TERMS
-from loss.adversarial import KINDS
+from loss.names import PERCEPTUAL, PIXELWISE
 from loss.perceptual import LAYERS
+from loss.weighted import Loss
 from model import MODELS
-from model.common import ACTIVATIONS
-from option import ACTIVATIONS as OPTION_ACTIVATIONS
-from option import ADVERSARIAL, LOSSES, PERCEPTUAL, OptionError, build_parser, continue_with, parse_args
-from option import MODELS as OPTION_MODELS
+from model.names import NETWORKS
+from option import OptionError, build_parser, continue_with, parse_args
 
 # Names and defaults that users' launch lines rely on: a change here breaks them.
 DEFAULTS = {
@@ -151,12 +149,12 @@ def test_a_mistake_on_the_real_command_line():
     assert run.returncode == 2
 
 
-def test_lists_agree_with_what_there_is():
-    """option.py imports nothing of ours, so its lists are copies."""
-    assert set(OPTION_MODELS) == {*MODELS, "spandrel"}
-    assert LOSSES == TERMS
-    assert (tuple(LAYERS), KINDS) == (PERCEPTUAL, ADVERSARIAL)
-    assert OPTION_ACTIVATIONS == ACTIVATIONS
+def test_every_name_has_its_network_or_loss():
+    """The tables of names, which are read without torch, against what there is."""
+    assert set(NETWORKS) == set(MODELS)
+    assert set(PERCEPTUAL) == set(LAYERS)
+    for name in PIXELWISE:
+        assert Loss(((1.0, name),)).names == [name]
 
 
 def test_help_has_every_flag_with_an_explanation():

@@ -21,7 +21,7 @@ from data.srdata import TestSet, to_tensor
 from evaluation import metrics
 from evaluation.metrics import perceptual_metrics, psnr_ssim, quantise, rgb_to_chroma, smallest_scored, with_chroma
 from model import inference, tiling
-from model.precision import autocast
+from model.precision import autocast, to_network
 from model.tiling import Tiles
 from runtime import distributed
 from runtime.errors import UserError, printable, says_out_of_memory
@@ -59,12 +59,6 @@ class Scores:
     def mean(self, name: str) -> float:
         """Mean of a column, NaN without rows."""
         return sum(row[name] for row in self.rows) / len(self.rows) if self.rows else math.nan
-
-
-def to_network(images: torch.Tensor, device: torch.device, rgb_range: float) -> torch.Tensor:
-    """uint8 (N, C, H, W) -> float32 in 0..`rgb_range` on the device, channels last in memory."""
-    images = images.to(device, non_blocking=True).to(torch.float32, memory_format=torch.channels_last)
-    return images * (rgb_range / 255) if rgb_range != 255 else images
 
 
 def evaluate(

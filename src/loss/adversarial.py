@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-KINDS = ("GAN", "RGAN", "WGAN_GP")
 PENALTY = 10  # lambda of WGAN-GP's paper
 
 
@@ -42,7 +41,7 @@ class Discriminator(nn.Module):
 
 
 class Adversarial(nn.Module):
-    """The two sides of one of `KINDS`: `forward` is the network's loss, `critic_loss` the discriminator's.
+    """The two sides of one of `names.ADVERSARIAL`: `forward` is the network's loss, `critic_loss` the discriminator's.
 
     Args:
         rgb_range: the images' value range.
@@ -57,26 +56,26 @@ class Adversarial(nn.Module):
         self.discriminator = Discriminator(n_colors=n_colors, patch_size=patch_size, normalised=normalised)
 
     def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
-        """What the network is to make small. (N, C, P, P) each -> a scalar; the discriminator gets no gradient."""
+        """The network's loss. (N, C, P, P) each -> a scalar; the discriminator gets no gradient."""
         self.discriminator.requires_grad_(False)
         fake = self._judge(sr)
         if self.kind == "WGAN_GP":
             return -fake.mean()
         if self.kind == "GAN":
-            return _said(fake, real=True)
+            return _distance_from(fake, real=True)
         real = self._judge(hr)
-        return _said(fake - real.mean(), real=True) + _said(real - fake.mean(), real=False)
+        return _distance_from(fake - real.mean(), real=True) + _distance_from(real - fake.mean(), real=False)
 
     def critic_loss(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
-        """What the discriminator is to make small. (N, C, P, P) each -> a scalar; the network gets no gradient."""
+        """The discriminator's loss. (N, C, P, P) each -> a scalar; the network gets no gradient."""
         self.discriminator.requires_grad_(True)
         sr = sr.detach()
         fake, real = self._judge(sr), self._judge(hr)
         if self.kind == "WGAN_GP":
             return fake.mean() - real.mean() + PENALTY * self._gradient_penalty(sr, hr)
         if self.kind == "GAN":
-            return _said(real, real=True) + _said(fake, real=False)
-        return _said(real - fake.mean(), real=True) + _said(fake - real.mean(), real=False)
+            return _distance_from(real, real=True) + _distance_from(fake, real=False)
+        return _distance_from(real - fake.mean(), real=True) + _distance_from(fake - real.mean(), real=False)
 
     def _judge(self, images: torch.Tensor) -> torch.Tensor:
         return self.discriminator(images * (2 / self.rgb_range) - 1)
@@ -90,6 +89,6 @@ class Adversarial(nn.Module):
         return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-def _said(logits: torch.Tensor, *, real: bool) -> torch.Tensor:
+def _distance_from(logits: torch.Tensor, *, real: bool) -> torch.Tensor:
     """How far the discriminator is from saying "real", or "fake"."""
     return binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))

@@ -12,15 +12,15 @@ No file is touched here: `unpack` takes what was read, `pack` returns what is to
 import logging
 import math
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import torch
 from torch import nn
 
 from . import statedict
-from .common import ACTIVATIONS
 from .errors import UserError, printable
-from .networks import MODELS, build_model
+from .facts import FileFacts
+from .names import ACTIVATIONS
+from .networks import MODELS, build_network
 from .recalibration import basis_is_frozen, is_recalibrated
 
 log = logging.getLogger("krgn")
@@ -85,57 +85,6 @@ def unpack(content, path: str) -> Checkpoint:
     return Checkpoint(path, statedict.find(content, path, fits=known), facts)
 
 
-def adopt(args, checkpoint: Checkpoint):
-    """The options with the structure that the file has; flags left at their defaults follow it.
-
-    Kernels: a test uses the file's. Training goes on recalibrating a file in training form; on a plain or folded one
-    it recalibrates the kernels over a frozen basis, as RefConv does, unless told otherwise.
-
-    Raises:
-        UserError: if a flag that was given contradicts the file, or the file is of another network.
-    """
-    name = model_of(checkpoint, args.model)
-    if name != args.model:
-        if "model" in args.given:
-            raise UserError(
-                f"--model {args.model}, but {checkpoint.path} has {name}: give --model {name} or another file"
-            )
-        args = args.with_model(name)
-    found = _structure(checkpoint, name)
-    trained = not args.test_only
-    kernels = "recalibrated" if checkpoint.recalibrated else "plain"
-    if checkpoint.recalibrated and args.recalibrate:
-        raise UserError(
-            f"--recalibrate, but {checkpoint.path} is recalibrated already: drop it to train the file on as it is, "
-            "or fold the file first with export.py"
-        )
-    if checkpoint.recalibrated or args.test_only:
-        found["kernels"] = kernels
-    if checkpoint.recalibrated and "basis" not in args.given:
-        found["basis"] = checkpoint.facts.get("basis", "trained")
-    elif trained and args.kernels == "recalibrated" and "basis" not in args.given:
-        found["basis"] = "frozen"
-
-    for flag, value in found.items():
-        given = getattr(args, flag)
-        if flag == "groups" and not given:  # depth-wise
-            given = found["n_feats"]
-        if flag not in args.given or given == value or (flag == "scale" and trained):
-            continue
-        mend = f"drop --{flag}, it is read off the file, or give another file"
-        if flag == "kernels" and kernels == "recalibrated":
-            mend = "drop it, or fold the file first with export.py"
-        raise UserError(f"--{flag} {given}, but {checkpoint.path} has {value}: {mend}")
-
-    if "scale" in args.given:
-        found["scale"] = args.scale
-    if found.get("groups") == found["n_feats"]:
-        found["groups"] = 0
-    if not trained:
-        found["basis"] = "trained"
-    return args.replace(**found)
-
-
 def model_of(checkpoint: Checkpoint, expected: str = "KRGN") -> str:
     """The name of the file's network: as the file states it, else as its names show it; `expected` where both fit.
 
@@ -162,7 +111,18 @@ def _fits(state: dict[str, torch.Tensor], module) -> bool:
     return True
 
 
-def _structure(checkpoint: Checkpoint, model: str) -> dict:
+def facts_of(checkpoint: Checkpoint, expected: str = "KRGN") -> FileFacts:
+    """What the file says about its network; `expected` is the network's name where several fit.
+
+    Raises:
+        UserError: if it is of no known network, or of one that cannot be built.
+    """
+    model = model_of(checkpoint, expected)
+    basis = checkpoint.facts.get("basis", "trained")
+    return FileFacts(checkpoint.path, model, structure_of(checkpoint, model), checkpoint.recalibrated, basis)
+
+
+def structure_of(checkpoint: Checkpoint, model: str) -> dict:
     """The hyper-parameters that the file states or shows."""
     try:
         shown = MODELS[model].structure(checkpoint.state)
@@ -199,7 +159,7 @@ def rebuild(checkpoint: Checkpoint, **unseen) -> nn.Module:
         UserError: if the file is of no known network, its weights do not fit, or it contradicts `unseen`.
     """
     model = model_of(checkpoint)
-    found = _structure(checkpoint, model)
+    found = structure_of(checkpoint, model)
     given = {flag: value for flag, value in unseen.items() if value is not None}
     for flag, value in given.items():
         if flag not in MODELS[model].UNSEEN:
@@ -209,31 +169,30 @@ def rebuild(checkpoint: Checkpoint, **unseen) -> nn.Module:
     found = MODELS[model].UNSEEN | given | found
     kernels = "recalibrated" if checkpoint.recalibrated else "plain"
     try:
-        network = build_model(SimpleNamespace(model=model, kernels=kernels, basis="trained", **found))
+        network = build_network(model, kernels=kernels, **found)
     except ValueError as error:
         raise UserError(f"{checkpoint.path}: is no {model} that can be built ({error}): give another file") from None
     load_weights(network, checkpoint)
     return network
 
 
-def load_pre_train(args, network: nn.Module, checkpoint: Checkpoint) -> None:
-    """`load_weights` for a run with adopted options, saying in the log what the user may not expect.
+def load_pre_trained(network: nn.Module, model: str, checkpoint: Checkpoint) -> None:
+    """`load_weights` for a run that starts from a file or tests it, logging what the user may not expect.
 
-    Training at another scale than the file's keeps everything but the upsampler (a network's `TAIL`); testing never
-    drops anything.
+    A network of another scale than the file's keeps everything but the upsampler (its `TAIL`).
+
+    Args:
+        model: the network's name.
     """
-    form = (
-        "training form" if checkpoint.recalibrated else "folded" if checkpoint.facts.get("folded") else "plain kernels"
-    )
-    log.info("weights from %s (%s)", checkpoint.path, form)
-    module = MODELS[args.model]
+    log.info("weights from %s (%s)", checkpoint.path, checkpoint.form)
+    module, wanted = MODELS[model], network.hyperparameters
     scale = module.structure(checkpoint.state)["scale"]
-    if scale != args.scale:
-        log.info("the file is x%d: everything but the upsampler is kept for x%d", scale, args.scale)
+    if scale != wanted["scale"]:
+        log.info("the file is x%d: everything but the upsampler is kept for x%d", scale, wanted["scale"])
     for flag in module.UNSEEN:
         if flag not in checkpoint.facts:
-            log.info("the file does not say its %s: --%s %s is used", flag, flag, getattr(args, flag))
-    load_weights(network, checkpoint, anew=module.TAIL if scale != args.scale else None)
+            log.info("the file does not say its %s: --%s %s is used", flag, flag, wanted[flag])
+    load_weights(network, checkpoint, anew=module.TAIL if scale != wanted["scale"] else None)
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint, *, anew: str | None = None) -> None:

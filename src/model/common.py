@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .names import ACTIVATIONS
+
 # Mean colour of DIV2K's training images, R G B, in 0..1 (EDSR, arXiv 1707.02921).
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 # The weights of R, G and B in luma (ITU-R BT.601), for the mean of a gray image.
 LUMA = (0.299, 0.587, 0.114)
-
-ACTIVATIONS = ("lrelu", "relu", "prelu")
 
 
 class MeanShift(nn.Conv2d):

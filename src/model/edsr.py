@@ -86,16 +86,7 @@ class EDSR(nn.Module):
         return self.add_mean(self.tail(self.body(shallow) + shallow))
 
 
-def make_model(args) -> EDSR:
-    """The network that the command-line options describe, with plain kernels."""
-    return EDSR(
-        scale=args.scale,
-        n_resblocks=args.n_resblocks,
-        n_feats=args.n_feats,
-        res_scale=args.res_scale,
-        n_colors=args.n_colors,
-        rgb_range=args.rgb_range,
-    )
+NETWORK = EDSR
 
 
 def structure(state: dict[str, torch.Tensor]) -> dict:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .errors import UserError
+from .facts import FileFacts
 
 
 class External(nn.Module):
@@ -128,14 +129,6 @@ def load(path: str, *, rgb_range: float) -> External:
     return External(described, rgb_range=rgb_range).eval()
 
 
-def adopt(args, network: External):
-    """The options with the scale and colours of the network.
-
-    Raises:
-        UserError: if a flag that was given contradicts them.
-    """
-    found = {flag: network.hyperparameters[flag] for flag in ("scale", "n_colors")}
-    for flag, value in found.items():
-        if flag in args.given and getattr(args, flag) != value:
-            raise UserError(f"--{flag} {getattr(args, flag)}, but {args.pre_train} has {value}: drop --{flag}")
-    return args.replace(**found)
+def facts_of(path: str, network: External) -> FileFacts:
+    """What the file says about its network, for the flags that it decides."""
+    return FileFacts(path, "spandrel", {flag: network.hyperparameters[flag] for flag in ("scale", "n_colors")})

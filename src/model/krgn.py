@@ -242,20 +242,7 @@ class CCA(nn.Module):
         return self.conv_du((contrast + mean).to(self.conv_du[0].weight.dtype))
 
 
-def make_model(args) -> KRGN:
-    """The network that the command-line options describe."""
-    return KRGN(
-        scale=args.scale,
-        n_feats=args.n_feats,
-        n_resgroups=args.n_resgroups,
-        groups=args.groups,
-        dilation=args.dilation,
-        act=args.act,
-        n_colors=args.n_colors,
-        rgb_range=args.rgb_range,
-        recalibrated=args.kernels == "recalibrated",
-        train_basis=args.basis == "trained",
-    )
+NETWORK = KRGN
 
 
 def structure(state: dict[str, torch.Tensor]) -> dict:

@@ -1,6 +1,6 @@
 """Networks by name. A model's module has
 
-make_model(args)            its adapter from the command line
+NETWORK                     the network's class, made from its hyper-parameters as keyword arguments
 structure(state)            its hyper-parameters, read off a state dict
 UNSEEN                      hyper-parameters that a state dict does not show, with the values to assume
 TAIL                        how the names of layers begin that are made anew for another scale
@@ -10,21 +10,37 @@ kernel_sets(model, block)   the convolutions of a block, for looking at their ke
 from torch import nn
 
 from . import edsr, krgn, rcan
-from .recalibration import RecConv, basis_is_frozen, fold, is_recalibrated, recalibrate
+from .krgn import KRGN
+from .names import NETWORKS
+from .recalibration import RecConv, basis_is_frozen, is_recalibrated, recalibrate
 
-# CFGN, KRGN's predecessor, is KRGN with plain kernels and groups = 32: its defaults in option.py say so.
+# CFGN, KRGN's predecessor, is KRGN with plain kernels in 32 groups: `names.NETWORKS` says so.
 MODELS = {"KRGN": krgn, "CFGN": krgn, "EDSR": edsr, "RCAN": rcan}
 
 
 def build_model(args) -> nn.Module:
-    """The network that the options describe, freshly initialised.
+    """The network that the options describe, freshly initialised: the one adapter from flags to a network."""
+    flags = ("scale", "n_colors", "rgb_range", *(flag for flag in NETWORKS[args.model] if flag != "kernels"))
+    hyperparameters = {flag: getattr(args, flag) for flag in flags}
+    return build_network(args.model, kernels=args.kernels, train_basis=args.basis == "trained", **hyperparameters)
+
+
+def build_network(model: str, *, kernels: str = "plain", train_basis: bool = True, **hyperparameters) -> nn.Module:
+    """The network of that name, freshly initialised.
 
     KRGN is made with recalibrated kernels; of other networks the body's convolutions above 1x1 are recalibrated.
+
+    Args:
+        kernels: "recalibrated" or "plain".
+        train_basis: whether recalibrated kernels' basis is trained too.
+
+    Raises:
+        ValueError: if there is no network of such hyper-parameters.
     """
-    network = MODELS[args.model].make_model(args)
-    if args.kernels == "recalibrated" and not is_recalibrated(network):
-        network = recalibrate(network, _in_body, train_basis=args.basis == "trained")
-    return network
+    if model in ("KRGN", "CFGN"):
+        return KRGN(recalibrated=kernels == "recalibrated", train_basis=train_basis, **hyperparameters)
+    network = MODELS[model].NETWORK(**hyperparameters)
+    return recalibrate(network, _in_body, train_basis=train_basis) if kernels == "recalibrated" else network
 
 
 def _in_body(name: str, convolution: nn.Module) -> bool:
@@ -42,7 +58,7 @@ def describe(network: nn.Module, name: str) -> str:
     basis = "frozen" if basis_is_frozen(network) else "trained"
     return (
         f"{title}: recalibrated kernels, {basis} basis; {count_parameters(network):,} parameters in training form, "
-        f"{count_parameters(fold(network)):,} deployed"
+        f"{count_parameters(network, folded=True):,} deployed"
     )
 
 

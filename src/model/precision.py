@@ -35,6 +35,12 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST)
 
 
+def to_network(images: torch.Tensor, device: torch.device, rgb_range: float) -> torch.Tensor:
+    """uint8 (N, C, H, W) -> float32 in 0..`rgb_range` on the device, channels last in memory."""
+    images = images.to(device, non_blocking=True).to(torch.float32, memory_format=torch.channels_last)
+    return images * (rgb_range / 255) if rgb_range != 255 else images
+
+
 def resolve(precision: str, device: torch.device) -> str:
     """single, half or bf16: "auto" is bf16 where the device has instructions for it, else single. The log says which,
     and what a lower precision costs on a CPU that emulates it."""

@@ -124,17 +124,7 @@ class RCAN(nn.Module):
         return self.add_mean(self.tail(self.body(shallow) + shallow))
 
 
-def make_model(args) -> RCAN:
-    """The network that the command-line options describe, with plain kernels."""
-    return RCAN(
-        scale=args.scale,
-        n_resgroups=args.n_resgroups,
-        n_resblocks=args.n_resblocks,
-        n_feats=args.n_feats,
-        reduction=args.reduction,
-        n_colors=args.n_colors,
-        rgb_range=args.rgb_range,
-    )
+NETWORK = RCAN
 
 
 def structure(state: dict[str, torch.Tensor]) -> dict:

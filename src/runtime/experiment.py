@@ -28,8 +28,6 @@ from pathlib import Path
 
 import torch
 
-from deploy.fold import write_folded
-from reporting import figures
 from reporting.tables import csv_text
 from runtime import distributed
 from runtime.errors import UserError, printable
@@ -165,18 +163,12 @@ class Experiment:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
-    def save_model(self, checkpoint: dict, names: list[str]) -> None:
-        """Writes a checkpoint as model/model_<name>.pt for every name, and beside each its folded safetensors file."""
+    def save_model(self, checkpoint: dict, names: list[str]) -> list[Path]:
+        """Writes a checkpoint as model/model_<name>.pt for every name, and returns the files."""
         paths = [self.folder / "model" / f"model_{name}.pt" for name in names]
         for path in paths:
             save_tensors(path, checkpoint)
-        targets = [path.with_suffix(".safetensors") for path in paths]
-        try:
-            write_folded(paths[0], *targets)
-        except UserError as error:  # the training goes on, and its checkpoint is there
-            log.warning("%s", error)
-            for target in targets:  # of an epoch before: beside this checkpoint it would be taken for its fold
-                target.unlink(missing_ok=True)
+        return paths
 
     def save_state(self, state: dict) -> None:
         """Writes state.pt; the last good one stays until the new one is complete."""
@@ -222,15 +214,8 @@ class Experiment:
         return state
 
     def save_history(self, history: list[dict]) -> None:
-        """Writes history.csv, a row an epoch, and draws the curves."""
+        """Writes history.csv, a row an epoch."""
         self._write_csv("history.csv", history)
-        try:
-            for form, content in figures.curves(history).items():
-                write_bytes(self.folder / f"curves.{form}", content)
-        except Exception as error:  # no picture is worth a training
-            log.warning(
-                "%s: no curves were drawn (%s)", self.folder, (str(error).splitlines() or [type(error).__name__])[0]
-            )
 
     def save_skipped(self, rows: list[dict]) -> None:
         """Writes skipped.csv, a row for each batch that never reached the weights."""

@@ -28,15 +28,15 @@ import torch
 from tqdm import tqdm
 
 from model.krgn import KRGN
-from option import Parser, number, parse_args, path_flag, whole_number
 from reporting import figures
 from reporting.tables import as_text, read_csv, refuse_foreign, write_all
 from runtime.errors import UserError
 from runtime.errors import run as run_program
 from runtime.files import read_json, write_bytes
+from runtime.flags import Parser, number, path_flag, whole_number
 from runtime.hardware import choose_device, keep_memory, processor, timed
 from runtime.provenance import git_commit
-from train.optim import make_optimizer
+from train.optim import OptimizerConfig, make_optimizer
 
 SRC = Path(__file__).resolve().parent.parent
 EPOCHS = 4  # validations of a stage
@@ -177,7 +177,7 @@ def measured_costs(args) -> dict[str, float]:
     def stepper(**kernels):
         shape = {"scale": args.scale, "n_feats": args.n_feats, "n_resgroups": args.n_resgroups}
         network = KRGN(**shape, **kernels).to(device, memory_format=torch.channels_last)
-        optimizer = make_optimizer(parse_args([]), network)
+        optimizer = make_optimizer(network.parameters(), OptimizerConfig())
 
         def step():
             optimizer.zero_grad(set_to_none=True)

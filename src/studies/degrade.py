@@ -12,10 +12,10 @@ import numpy as np
 from data.degradation import Degradation
 from data.image import read_image
 from data.resize import downscale
-from option import Parser, degradation, path_flag, scale_factor, whole_number
 from reporting import figures
 from runtime.errors import UserError, run
 from runtime.files import write_bytes
+from runtime.flags import Parser, degradation, path_flag, scale_factor, whole_number
 
 SEEDS = (1, 2, 3)
 

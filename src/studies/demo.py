@@ -17,12 +17,13 @@ from data.image import read_image, write_png
 from evaluation.evaluate import evaluate, protocol
 from evaluation.metrics import psnr_ssim
 from model.checkpoint import rebuild, unpack
-from option import Parser, parse_args, path_flag
 from option import build_parser as training_parser
+from option import parse_args
 from reporting import figures
 from reporting.tables import read_csv
 from runtime.errors import UserError, run
 from runtime.files import write_bytes
+from runtime.flags import Parser, path_flag
 from runtime.hardware import choose_device
 from runtime.tensor_files import load_tensors
 

@@ -18,8 +18,8 @@ import skimage
 import torch
 
 from data.image import read_image, write_png
-from option import Parser
 from runtime.errors import UserError, run
+from runtime.flags import Parser
 from runtime.tensor_files import load_tensors
 
 SRC = Path(__file__).resolve().parent.parent

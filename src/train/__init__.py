@@ -1,1 +1,4 @@
-"""Training: the loop over epochs, one step, the optimizer, and the check of a state file."""
+"""Training: the loop (`trainer.py`), one optimizer step (`step.py`), what a run goes on from (`state.py`).
+
+`build.py` makes these from the options.
+"""

@@ -3,7 +3,8 @@
 import copy
 import math
 import warnings
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -11,75 +12,92 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def make_optimizer(args, network: nn.Module) -> Optimizer:
-    """The optimizer that the options describe, over the parameters that are trained.
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimizer and its hyper-parameters; those that it does not have are ignored.
+
+    Args:
+        name: ADAM, ADAMW, SGD or RMSprop.
+        lr: learning rate.
+        betas, epsilon: of ADAM and ADAMW; `epsilon` of RMSprop too.
+        momentum: of SGD and RMSprop.
+    """
+
+    name: str = "ADAM"
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Optimizer:
+    """The optimizer over those of the parameters that are trained.
 
     Fused where torch has it: the transforms are ten times the deployed weights, and one pass over them takes a third of
     the time of one pass for each operation.
     """
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    common = {"lr": args.lr, "weight_decay": args.weight_decay}
-    if args.optimizer == "RMSprop":
-        return RMSprop(parameters, **common, momentum=args.momentum, eps=args.epsilon)
-    if args.optimizer == "SGD":
-        return SGD(parameters, **common, momentum=args.momentum, fused=True)
-    adam = AdamW if args.optimizer == "ADAMW" else Adam
-    return adam(parameters, **common, betas=tuple(args.betas), eps=args.epsilon, fused=True)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    common = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.name == "RMSprop":
+        return RMSprop(trained, **common, momentum=config.momentum, eps=config.epsilon)
+    if config.name == "SGD":
+        return SGD(trained, **common, momentum=config.momentum, fused=True)
+    adam = AdamW if config.name == "ADAMW" else Adam
+    return adam(trained, **common, betas=config.betas, eps=config.epsilon, fused=True)
 
 
-def make_critic_optimizer(args, adversary) -> Optimizer:
-    """The optimizer of an adversarial loss's discriminator: the network's kind and rate, on its own weights.
-
-    For WGAN_GP it is Adam without momentum, as its paper finds necessary (arXiv 1704.00028, algorithm 1).
-    """
-    if adversary.kind == "WGAN_GP":
-        args = args.replace(optimizer="ADAM", betas=(0.0, 0.9))
-    return make_optimizer(args, adversary.discriminator)
-
-
-def rate_factor(
-    batch: int, *, schedule: str, warmup: int, decay: tuple[int, ...], gamma: float, epochs: int, epoch_batches: int
-) -> float:
-    """What the learning rate is multiplied by for batch number `batch`, counted from 0 over the whole run.
-
-    Being a function of the batch's number alone, it cannot be applied twice when a run goes on.
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of every batch of a run.
 
     Args:
-        schedule: "step" multiplies by `gamma` after each of the epochs in `decay`; "cosine" falls from 1 to 0 over
+        lr: the base rate.
+        kind: "step" multiplies by `gamma` after each of the epochs in `decay`; "cosine" falls from 1 to 0 over
             `epochs` epochs, along half a cosine.
         warmup: batches over which the rate rises linearly from 1/`warmup` of its value.
-        epoch_batches: batches an epoch.
+        epoch_batches: batches in an epoch.
     """
-    if schedule == "cosine":
-        factor = (1 + math.cos(math.pi * min(1, batch / (epochs * epoch_batches)))) / 2
-    else:
-        factor = gamma ** sum(batch >= epoch * epoch_batches for epoch in decay)
-    return factor * min(1, (batch + 1) / warmup) if warmup else factor
+
+    lr: float
+    epoch_batches: int
+    kind: str = "step"
+    warmup: int = 0
+    decay: tuple[int, ...] = ()
+    gamma: float = 0.5
+    epochs: int = 0
+
+    def factor(self, batch: int) -> float:
+        """What the base rate is multiplied by for batch number `batch`, counted from 0 over the whole run.
+
+        A function of the batch's number alone, so it cannot be applied twice when a run goes on.
+        """
+        if self.kind == "cosine":
+            factor = (1 + math.cos(math.pi * min(1, batch / (self.epochs * self.epoch_batches)))) / 2
+        else:
+            factor = self.gamma ** sum(batch >= epoch * self.epoch_batches for epoch in self.decay)
+        return factor * min(1, (batch + 1) / self.warmup) if self.warmup else factor
+
+    def rate(self, batch: int) -> float:
+        """The learning rate of that batch."""
+        return self.lr * self.factor(batch)
 
 
-def make_scheduler(args, optimizer: Optimizer, *, epoch_batches: int, done: int = 0) -> LambdaLR:
-    """Sets the rate for batch number `done`, and that of the next batch with each step."""
+def make_scheduler(optimizer: Optimizer, schedule: Schedule, *, done: int = 0) -> LambdaLR:
+    """Sets the learning rate of batch number `done`, and that of the next batch with each step."""
     # torch warns where no optimizer step came before: a batch that is skipped counts here all the same.
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] = args.lr
-    factor = partial(
-        rate_factor,
-        schedule=args.schedule,
-        warmup=args.warmup,
-        decay=tuple(args.decay),
-        gamma=args.gamma,
-        epochs=args.epochs,
-        epoch_batches=epoch_batches,
-    )
-    return LambdaLR(optimizer, factor, last_epoch=done - 1)
+        group["lr"] = group["initial_lr"] = schedule.lr
+    return LambdaLR(optimizer, schedule.factor, last_epoch=done - 1)
 
 
 def step_if(good: torch.Tensor, optimizer: Optimizer) -> None:
     """`optimizer.step()`, or nothing at all where `good`, a boolean scalar on the gradients' device, is false.
 
     Adam's fused kernel looks at it on the device, as it does for a gradient scaler's overflow, so the host need not
-    wait; other optimizers wait. (SGD's kernel too can look, but leaves its momentum unset if the first step is none.)
+    wait; other optimizers wait. (SGD's kernel can look too, but leaves its momentum unset if the first
+    step is skipped.)
     """
     if isinstance(optimizer, Adam):
         optimizer.grad_scale, optimizer.found_inf = None, (~good).float()
@@ -88,30 +106,34 @@ def step_if(good: torch.Tensor, optimizer: Optimizer) -> None:
         optimizer.step()
 
 
-def make_average(network: nn.Module, decay: float) -> nn.Module | None:
-    """What will hold the moving average of all weights, or None if `decay` is 0.
+class MovingAverage:
+    """Exponential moving average (EMA) of all weights of a network.
 
-    Basis kernels and transforms are averaged each: the network is folded after averaging, never before. Its parameters
-    keep `requires_grad`, which says of a checkpoint whether the basis was trained.
-    """
-    return copy.deepcopy(network) if decay else None
-
-
-@torch.no_grad()
-def update_average(
-    average: nn.Module, network: nn.Module, decay: float, good: torch.Tensor, steps: torch.Tensor
-) -> None:
-    """Moves the average by one step, where `good`, a boolean scalar on their device, is true.
-
-    The average is that of the weights after each of the `steps` good steps so far, this one included, the k-th last of
-    them weighted with decay^k. The initial weights have no part in it, of which the recursion alone would keep
-    decay^steps, 5 % after 3,000 steps at 0.999: Adam's moments are corrected likewise (arXiv 1412.6980, section 3).
+    The average is that of the weights after each step so far, the k-th last of them weighted with decay^k. The initial
+    weights have no part in it, of which the plain recursion would keep decay^steps, 5 % after 3,000 steps at 0.999:
+    Adam's moments are corrected likewise (arXiv 1412.6980, section 3). Basis kernels and transforms are averaged each:
+    a network is folded after averaging, never before.
 
     Args:
-        steps: float64 scalar on their device; infinite for an average that is long past its beginning.
+        decay: in 0..1, exclusive.
+
+    Attributes:
+        network: a copy that holds the average. Its parameters keep `requires_grad`, which tells a checkpoint whether
+            the basis was trained.
+        steps: how many steps are in it, a float64 scalar on the network's device; infinite for an average that is long
+            past its beginning.
     """
-    averaged, current = list(average.parameters()), list(network.parameters())
-    moves = torch._foreach_sub(current, averaged)
-    share = (1 - decay) / (1 - torch.pow(decay, steps.clamp(min=1)))
-    torch._foreach_mul_(moves, (share * good).float())
-    torch._foreach_add_(averaged, moves)
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network, self.decay = copy.deepcopy(network), decay
+        self.steps = torch.zeros((), dtype=torch.float64, device=next(network.parameters()).device)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, good: torch.Tensor) -> None:
+        """Moves the average by one step, where `good`, a boolean scalar on the network's device, is true."""
+        self.steps += good
+        averaged, current = list(self.network.parameters()), list(network.parameters())
+        moves = torch._foreach_sub(current, averaged)
+        share = (1 - self.decay) / (1 - torch.pow(self.decay, self.steps.clamp(min=1)))
+        torch._foreach_mul_(moves, (share * good).float())
+        torch._foreach_add_(averaged, moves)

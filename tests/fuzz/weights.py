@@ -171,16 +171,12 @@ def make(folder: Path, seed: int, count: int) -> None:
 
 def take(path: Path) -> None:
     """What main, export and the other programs do with a file of weights: a network and its output."""
-    from model.checkpoint import adopt, rebuild, unpack
-    from option import OptionError, parse_args
-    from runtime.errors import UserError
+    from model.checkpoint import facts_of, rebuild, unpack
+    from option import follow_file, parse_args
     from runtime.tensor_files import load_tensors
 
     checkpoint = unpack(load_tensors(path), str(path))
-    try:
-        adopt(parse_args(["--pre_train", "x", "--cpu"]), checkpoint)
-    except OptionError as error:
-        raise UserError(str(error)) from None
+    follow_file(parse_args(["--pre_train", "x", "--cpu"]), facts_of(checkpoint))
     network = rebuild(checkpoint).eval()
     with torch.no_grad():
         network(torch.rand(1, network.hyperparameters["n_colors"], 8, 8))

@@ -8,12 +8,14 @@ import torch
 from conftest import assert_one_line, program, small_run
 from helpers import equal, history, launch, weights
 
-from loss import Charbonnier, FrequencyL1, Loss, perceptual
-from loss.adversarial import KINDS, Adversarial
+from loss import perceptual
+from loss.adversarial import Adversarial
+from loss.names import ADVERSARIAL
 from loss.perceptual import Perceptual, load_vgg19, vgg19
+from loss.weighted import Charbonnier, FrequencyL1, Loss
 from runtime.errors import UserError
 from runtime.tensor_files import load_tensors, save_tensors
-from train import trainer
+from train import monitor
 
 
 def test_weighted_terms():
@@ -120,7 +122,7 @@ def adversarial(kind: str) -> tuple[Adversarial, torch.Tensor, torch.Tensor]:
     return Adversarial(kind, n_colors=3, rgb_range=255, patch_size=32), *(torch.rand(2, 2, 3, 32, 32) * 255)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ADVERSARIAL)
 def test_each_side_of_an_adversarial_loss_trains_its_own_weights(kind):
     term, sr, hr = adversarial(kind)
     sr.requires_grad_()
@@ -134,7 +136,7 @@ def test_each_side_of_an_adversarial_loss_trains_its_own_weights(kind):
     assert sum(parameter.grad.abs().sum() for parameter in term.parameters()) > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ADVERSARIAL)
 def test_a_discriminator_learns_to_tell_sr_from_hr(kind):
     term, sr, hr = adversarial(kind)
     hr = hr / 4
@@ -153,7 +155,7 @@ def test_a_discriminator_learns_to_tell_sr_from_hr(kind):
 
 def test_adversarial_losses_against_their_formulas():
     sigmoid = torch.sigmoid
-    for kind in KINDS:
+    for kind in ADVERSARIAL:
         term, sr, hr = adversarial(kind)
         with torch.no_grad():
             fake, real = term._judge(sr), term._judge(hr)
@@ -194,8 +196,8 @@ def test_adversarial_training_goes_on_exactly(small_set):
 def test_a_discriminator_that_is_not_finite_skips_the_batch(small_set, monkeypatch):
     critic_loss = Adversarial.critic_loss
     monkeypatch.setattr(Adversarial, "critic_loss", lambda *given: critic_loss(*given) * torch.nan)
-    monkeypatch.setattr(trainer, "MAX_SKIPPED", 3)
-    with pytest.raises(trainer.Diverged):
+    monkeypatch.setattr(monitor, "MAX_SKIPPED", 3)
+    with pytest.raises(monitor.Diverged):
         launch(*small_run(small_set, "--loss", "1*L1+0.1*GAN", "--patch_size", "32"))
     skipped = (small_set.parent / "experiment/small/skipped.csv").read_text()
     assert skipped.count("its discriminator's loss is not finite") == 3

@@ -13,11 +13,11 @@ import numpy
 import pytest
 import safetensors.torch
 import torch
-from helpers import randomise
+from helpers import followed, randomise
 
 from deploy.fold import write_folded
 from model import build_model
-from model.checkpoint import adopt, load_pre_train, load_weights, pack, rebuild, unpack
+from model.checkpoint import load_pre_trained, load_weights, pack, rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import RecConv, fold, is_recalibrated
 from option import parse_args
@@ -36,7 +36,7 @@ def network(**changes) -> KRGN:
 
 
 def adopted(flags: str, content):
-    return adopt(parse_args(flags.split()), checkpoint(content))
+    return followed(parse_args(flags.split()), checkpoint(content))
 
 
 IMAGE = torch.rand(1, 3, 9, 8) * 255
@@ -129,7 +129,7 @@ def test_training_at_another_scale_keeps_everything_but_the_upsampler(caplog):
     assert options.scale == 3
     trained = build_model(options)
     fresh = trained.upsampler[0].weight.clone()
-    load_pre_train(options, trained, checkpoint(content))
+    load_pre_trained(trained, options.model, checkpoint(content))
     assert torch.equal(trained.upsampler[0].weight, fresh)
     for name, tensor in content["model"].items():
         if not name.startswith("upsampler"):
@@ -160,7 +160,7 @@ def test_half_of_the_transforms_is_not_enough():
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], torch.zeros(3), {"weight": torch.zeros(3)}])
 def test_other_files_are_refused(content):
     with pytest.raises(UserError, match=r"weights\.pt"):
-        adopt(parse_args(["--pre_train", "x"]), checkpoint(content))
+        followed(parse_args(["--pre_train", "x"]), checkpoint(content))
 
 
 # --- files ---

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_run
+from helpers import followed
 from torch import nn
 
 import export
@@ -15,7 +16,7 @@ import kl
 from data.image import read_image
 from main import main
 from model import MODELS, build_model, count_parameters
-from model.checkpoint import adopt, load_pre_train, model_of, pack, rebuild, unpack
+from model.checkpoint import load_pre_trained, model_of, pack, rebuild, unpack
 from model.edsr import EDSR
 from model.rcan import RCAN
 from model.recalibration import RecConv, basis_is_frozen, is_recalibrated
@@ -101,7 +102,7 @@ def test_a_bare_state_dict_says_which_network_it_is(name, scale):
     unseen = {"res_scale": 0.5} if name == "EDSR" else {}
     rebuilt = rebuild(checkpoint, **unseen)
     assert rebuilt.hyperparameters == network.hyperparameters
-    options = adopt(parse_args(["--test_only", "--pre_train", "x"]), checkpoint)
+    options = followed(parse_args(["--test_only", "--pre_train", "x"]), checkpoint)
     shape = {flag: getattr(options, flag) for flag in network.hyperparameters}
     assert (options.model, shape["scale"], shape["n_feats"]) == (expected, scale, 8)
 
@@ -192,10 +193,10 @@ def test_training_at_another_scale_keeps_everything_but_the_tail(name):
     tail = MODELS[name].TAIL
     old = tiny(name, 2)
     checkpoint = unpack(old.state_dict(), "x2.pt")
-    options = adopt(parse_args(f"--pre_train x --scale 4 {TINY[name]}".split()), checkpoint)
+    options = followed(parse_args(f"--pre_train x --scale 4 {TINY[name]}".split()), checkpoint)
     network = build_model(options)
     fresh = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    load_pre_train(options, network, checkpoint)
+    load_pre_trained(network, options.model, checkpoint)
     for key, tensor in network.state_dict().items():
         expected = fresh[key] if key.startswith(tail) else old.state_dict().get(key)
         assert expected is None or torch.equal(tensor, expected), key
@@ -284,12 +285,12 @@ def test_mistakes_are_one_line(flags, words, capsys):
 def test_what_the_file_contradicts():
     checkpoint = unpack(tiny("EDSR", 2).state_dict(), "edsr.pt")
     with pytest.raises(OptionError, match=r"--dilation is no flag of --model EDSR"):
-        adopt(parse_args("--pre_train x --dilation 3".split()), checkpoint)
+        followed(parse_args("--pre_train x --dilation 3".split()), checkpoint)
     with pytest.raises(UserError, match=r"--n_resblocks 16, but edsr.pt has 2"):
-        adopt(parse_args("--pre_train x --model EDSR --n_resblocks 16".split()), checkpoint)
+        followed(parse_args("--pre_train x --model EDSR --n_resblocks 16".split()), checkpoint)
     second = tiny("EDSR", 2, "--kernels recalibrated")
     with pytest.raises(UserError, match=r"--recalibrate, but second.pt is recalibrated already.*export\.py"):
-        adopt(parse_args("--pre_train x --recalibrate".split()), unpack(pack(second, "EDSR"), "second.pt"))
+        followed(parse_args("--pre_train x --recalibrate".split()), unpack(pack(second, "EDSR"), "second.pt"))
     bad = tiny("EDSR", 3).state_dict()
     bad["tail.0.0.weight"] = torch.zeros(8 * 25, 8, 3, 3)
     with pytest.raises(UserError, match=r"bad.pt: is no EDSR that can be built \(scale: got 5"):
@@ -298,7 +299,7 @@ def test_what_the_file_contradicts():
         with pytest.raises(UserError, match="known are KRGN, CFGN, EDSR, RCAN"):
             model_of(unpack(pack(second, stated), "other.pt"))
     with pytest.raises(UserError, match=r"--model RCAN, but edsr.pt has EDSR"):
-        adopt(parse_args("--pre_train x --model RCAN".split()), checkpoint)
+        followed(parse_args("--pre_train x --model RCAN".split()), checkpoint)
     with pytest.raises(ValueError, match="scale"):
         EDSR(scale=6)
     with pytest.raises(ValueError, match="reduction"):

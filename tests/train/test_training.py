@@ -9,6 +9,7 @@ import os
 import random
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from conftest import program, small_run
 from helpers import history, launch, randomise, weights
 
 from evaluation.evaluate import Scores, evaluate
-from loss import Loss
+from loss.weighted import Loss
 from model.checkpoint import rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import fold
@@ -28,20 +29,22 @@ from reporting import figures
 from runtime.errors import UserError
 from runtime.tensor_files import load_tensors, save_tensors
 from studies import verify_resume
-from train import trainer
-from train.optim import make_average, make_optimizer, make_scheduler, rate_factor, step_if, update_average
+from train import build, monitor, trainer
+from train.optim import MovingAverage, OptimizerConfig, Schedule, make_optimizer, make_scheduler, step_if
+from train.step import TrainStep
 
 # --- the learning rate ---
 
-STEP = {"schedule": "step", "warmup": 0, "decay": (2, 3), "gamma": 0.5, "epochs": 10, "epoch_batches": 4}
+STEPS = Schedule(lr=1, epoch_batches=4, kind="step", decay=(2, 3), gamma=0.5, epochs=10)
+COSINE = replace(STEPS, kind="cosine")
 
 
 def test_step_schedule():
-    assert [rate_factor(batch, **STEP) for batch in (0, 7, 8, 11, 12, 99)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    assert [STEPS.factor(batch) for batch in (0, 7, 8, 11, 12, 99)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
 
 
 def test_warmup_rises_to_the_schedule():
-    factors = [rate_factor(batch, **STEP | {"warmup": 4}) for batch in range(6)]
+    factors = [replace(STEPS, warmup=4).factor(batch) for batch in range(6)]
     assert factors == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
@@ -50,12 +53,10 @@ def test_cosine_against_torch():
     optimizer = torch.optim.SGD([parameter], lr=1)
     reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40)
     for batch in range(40):
-        assert rate_factor(batch, **STEP | {"schedule": "cosine"}) == pytest.approx(
-            reference.get_last_lr()[0], abs=1e-9
-        )
+        assert COSINE.factor(batch) == pytest.approx(reference.get_last_lr()[0], abs=1e-9)
         optimizer.step()
         reference.step()
-    assert rate_factor(99, **STEP | {"schedule": "cosine"}) == 0
+    assert COSINE.factor(99) == 0
 
 
 @pytest.mark.parametrize("flags", ["--schedule cosine --epochs 6", "--warmup 7 --decay 1-2-4 --gamma 0.3"])
@@ -63,12 +64,13 @@ def test_the_rate_does_not_depend_on_stops(flags):
     """At every batch the rate of a run that just went on is that of one that never stopped."""
     args = parse_args(flags.split())
     network = torch.nn.Linear(1, 1)
-    optimizer = make_optimizer(args, network)
-    scheduler = make_scheduler(args, optimizer, epoch_batches=5)
+    schedule = build.build_schedule(args, epoch_batches=5)
+    optimizer = make_optimizer(network.parameters(), OptimizerConfig())
+    scheduler = make_scheduler(optimizer, schedule)
     for batch in range(25):
-        other = make_optimizer(args, network)
+        other = make_optimizer(network.parameters(), OptimizerConfig())
         other.load_state_dict(optimizer.state_dict())
-        make_scheduler(args, other, epoch_batches=5, done=batch)
+        make_scheduler(other, schedule, done=batch)
         assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
@@ -91,22 +93,20 @@ def test_an_overridden_rate_counts_from_the_resume_on(small_set):
 
 def test_average_is_over_the_steps_made_and_not_the_initial_weights():
     network = KRGN(scale=2, n_feats=8, n_resgroups=1)
-    average = make_average(network, 0.9)
-    got, now = (net.body[0].blocks[0].conv_acts[0][0].transform for net in (average, network))
-    steps, seen = torch.zeros((), dtype=torch.float64), []
+    average, seen = MovingAverage(network, 0.9), []
+    got, now = (net.body[0].blocks[0].conv_acts[0][0].transform for net in (average.network, network))
     for good in (False, True, True, False, True):
         randomise(network, 0.5)
-        steps += good
-        update_average(average, network, 0.9, torch.tensor(good), steps)
+        average.update(network, torch.tensor(good))
         seen += [now.detach().clone()] * good
         expected = sum(0.9**k * weights for k, weights in enumerate(reversed(seen)))
         assert torch.allclose(got, expected / sum(0.9**k for k in range(len(seen))) if seen else got, atol=1e-6)
     assert torch.isfinite(got).all()
     # One that began long ago: the plain recursion.
     before = got.detach().clone()
-    update_average(average, network, 0.9, torch.tensor(True), torch.tensor(torch.inf, dtype=torch.float64))
+    average.steps.fill_(torch.inf)
+    average.update(network, torch.tensor(True))
     assert torch.allclose(got, 0.9 * before + 0.1 * now, atol=1e-6)
-    assert make_average(network, 0) is None
 
 
 def test_averaged_weights_are_validated_released_and_folded_after_averaging(small_set):
@@ -144,19 +144,19 @@ def test_a_state_with_the_names_of_torchs_average_goes_on(small_set):
 def one_step(small_set: Path, monkeypatch, loss) -> tuple:
     """A run whose second batch has the given loss; (its weights before and after that batch, its folder)."""
     seen = []
-    original = trainer.Trainer._step
+    original = TrainStep.__call__
 
-    def step(self, lr, hr):
+    def step(self, lr, hr, **limits):
         before = {name: t.clone() for name, t in self.network.state_dict().items()}
-        if self.batch == 1:
+        if len(seen) == 1:
             monkeypatch.setattr(Loss, "forward", loss)
-        result = original(self, lr, hr)
+        result = original(self, lr, hr, **limits)
         monkeypatch.setattr(Loss, "forward", forward)
-        seen.append((result[0].item(), before, {name: t.clone() for name, t in self.network.state_dict().items()}))
+        seen.append((result.good.item(), before, {name: t.clone() for name, t in self.network.state_dict().items()}))
         return result
 
     forward = Loss.forward
-    monkeypatch.setattr(trainer.Trainer, "_step", step)
+    monkeypatch.setattr(TrainStep, "__call__", step)
     launch(*small_run(small_set, "--epochs", "1"))
     return seen, small_set.parent / "experiment/small"
 
@@ -168,7 +168,7 @@ def test_a_step_that_is_not_made_changes_nothing(name):
     for plan in (steps, [False, *steps], [True, False, True]):
         torch.manual_seed(0)
         network = KRGN(scale=2, n_feats=8, n_resgroups=1)
-        optimizer = make_optimizer(parse_args(["--optimizer", name, "--lr", "1e-3"]), network)
+        optimizer = make_optimizer(network.parameters(), OptimizerConfig(name, lr=1e-3))
         for good in plan:
             for parameter in network.parameters():
                 parameter.grad = torch.ones_like(parameter) * (1 if good else math.nan)
@@ -210,7 +210,7 @@ def test_weights_that_were_not_saved_are_not_the_best(small_set, monkeypatch):
 
     scores = iter((30.0, 29.0))
     monkeypatch.setattr(Loss, "forward", sometimes)
-    monkeypatch.setattr(trainer.Trainer, "_validate", lambda *_: [Scores([{"PSNR": next(scores), "SSIM": 0.9}])])
+    monkeypatch.setattr(build, "evaluate_as_asked", lambda *_, **__: Scores([{"PSNR": next(scores), "SSIM": 0.9}]))
     folder = small_set.parent / "experiment/small"
     launch(*small_run(small_set, "--epochs", "2"))
     assert [row["Small PSNR"] for row in history(folder)] == ["30.0", "29.0"]
@@ -222,14 +222,14 @@ def test_weights_that_were_not_saved_are_not_the_best(small_set, monkeypatch):
 def test_an_exploded_loss_keeps_the_last_good_state(small_set, monkeypatch):
     """A run whose loss rises to a hundred times the last epoch's ends with the epoch; what was saved before stays."""
     folder = small_set.parent / "experiment/small"
-    monkeypatch.setattr(trainer, "RECENT", 2)
+    monkeypatch.setattr(monitor, "RECENT", 2)
     forward, calls = Loss.forward, itertools.count()
 
     def explode(self, sr, hr):
         return forward(self, sr, hr) * (1 if next(calls) < 6 else 100)
 
     monkeypatch.setattr(Loss, "forward", explode)
-    with pytest.raises(trainer.Diverged, match=r"the loss rose from \d.* in the last epoch to \d.*: training diverged"):
+    with pytest.raises(monitor.Diverged, match=r"the loss rose from \d.* in the last epoch to \d.*: training diverged"):
         launch(*small_run(small_set, "--save_every", "1e-9"))
     progress = load_tensors(folder / "state.pt")["progress"]
     assert (progress["epoch"], progress["batch"]) == (1, 2)
@@ -302,7 +302,9 @@ def test_a_run_may_go_on_in_another_precision(small_set):
 
 def test_states_are_saved_within_an_epoch(small_set, monkeypatch):
     saves = []
-    monkeypatch.setattr(trainer.Trainer, "_save_state", lambda self: saves.append((self.epoch, self.batch)))
+    monkeypatch.setattr(
+        trainer.Trainer, "_save_state", lambda self: saves.append((self.progress.epoch, self.progress.batch))
+    )
     launch(*small_run(small_set, "--epochs", "1", "--save_every", "1e-9"))
     assert saves == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 4), (1, 0)]
     saves.clear()
