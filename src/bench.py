@@ -37,6 +37,7 @@ from tqdm import tqdm
 from data import build_test_sets, build_train_set, train_batches
 from data.image import read_image, write_png
 from evaluation.evaluate import evaluate
+from model import cffb
 from model.external import import_spandrel
 from model.krgn import KRGN
 from model.precision import InPrecision, autocast, cpu_features, is_native
@@ -266,6 +267,7 @@ class Worker:
 def serve(pipe, setup: str, options: dict, environment: dict[str, str]) -> None:
     """In the case's process: prepares, says so, and then times one run for each request until the pipe closes."""
     os.environ.update(environment)
+    cffb.build_when_needed()
     try:
         # "float32" means it all through, as in main.py: by default cuDNN would round the factors of its products.
         torch.backends.cudnn.allow_tf32 = False

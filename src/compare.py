@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data import build_test_sets, resize
 from evaluation.evaluate import evaluate, protocol
-from model import MODELS, count_parameters
+from model import MODELS, cffb, count_parameters
 from model.checkpoint import model_of, rebuild, unpack
 from model.precision import AUTOCAST, autocast, cpu_features, resolve
 from model.recalibration import fold, is_recalibrated
@@ -135,6 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--data_test Demo has no HR images to compare with: name other sets, or none")
     if args.out:
         refuse_foreign(args.out)
+    cffb.build_when_needed()
     device = choose_device(cpu=args.cpu, n_gpus=1, asked=False)
     args.load = load_of_others()
     args.precision = resolve(args.precision, device)

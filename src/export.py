@@ -30,7 +30,7 @@ from deploy import formats
 from deploy.fold import comparison_images, describe_input, write_folded
 from deploy.formats import FORMATS, Runner, Use
 from evaluation.metrics import psnr_ssim, quantise
-from model import count_parameters
+from model import cffb, count_parameters
 from model.checkpoint import model_of, rebuild, unpack
 from runtime.errors import UserError, printable, run
 from runtime.files import digest, read_json, write_bytes
@@ -101,6 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     """Exports or checks; `errors.run` says how failures end."""
     args = build_parser().parse_args(argv)
     start_log()
+    cffb.build_when_needed()
     if args.check:
         check(Path(args.check))
     elif args.pre_train and args.out:

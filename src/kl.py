@@ -24,7 +24,7 @@ from torch import nn
 from data import resize
 from data.image import read_image
 from data.srdata import to_tensor
-from model import MODELS
+from model import MODELS, cffb
 from model.checkpoint import Checkpoint, model_of, rebuild, unpack
 from model.recalibration import fold
 from model.tiling import Tiles
@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     """Draws the figures; `errors.run` says how failures end."""
     args = build_parser().parse_args(argv)
     start_log()
+    cffb.build_when_needed()
     read = [unpack(load_tensors(Path(path)), path) for path in args.pre_train]
     networks = [rebuild(checkpoint) for checkpoint in read]
     checkpoint, network, out = read[-1], networks[-1], Path(args.out)

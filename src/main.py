@@ -13,7 +13,7 @@ def main(args: Options) -> None:
 
     from data import build_test_sets, build_train_set
     from evaluation.evaluate import test
-    from model import build_model, describe, external, precision
+    from model import build_model, cffb, describe, external, precision
     from model.checkpoint import facts_of, load_pre_trained, unpack
     from model.recalibration import fold
     from runtime import distributed
@@ -24,6 +24,7 @@ def main(args: Options) -> None:
     from train.build import build_trainer
 
     log = start_log()
+    cffb.build_when_needed()
     if not args.release_memory:
         keep_memory()
     experiment = Experiment(Path(args.dir_experiment), args.load or args.save)

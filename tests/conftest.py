@@ -12,6 +12,7 @@ import torch
 from forked import Program
 
 from data.image import read_image, write_png
+from model import cffb
 
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
@@ -91,6 +92,12 @@ def _curves_drawn_where_asked(request, monkeypatch):
     """Drawing a run's curves takes longer than its training here: only tests marked `curves` do so."""
     if not request.node.get_closest_marker("curves"):
         monkeypatch.setattr("reporting.figures.curves", lambda history: {})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fused_operators():
+    """Networks that tests run in this process compute as they do in the commands, whichever test comes first."""
+    cffb.build_when_needed()
 
 
 @pytest.fixture(autouse=True)

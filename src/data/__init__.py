@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from data import benchmark, demo, div2k
 from data.degradation import Degradation
 from data.srdata import ImageSet, TestSet, TrainSet, cached, log_headers, pair_up
+from model.compat import end_workers
 from runtime.errors import UserError
 
 log = logging.getLogger("krgn")
@@ -146,7 +147,7 @@ def train_batches(
                 block = torch.from_numpy(block)
             yield *train_set.unpack(block), names
     finally:
-        _end_workers(batches)
+        end_workers(batches)
 
 
 def _as_it_is(batch):
@@ -171,17 +172,6 @@ def _signals_blocked():
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_workers(batches) -> None:
-    """Ends a loader's processes now. Dropping the iterator is not enough: an exception's traceback may still hold it,
-    and the interpreter's own end would wait for ever for processes that ignore SIGTERM."""
-    workers = getattr(batches, "_workers", [])
-    if workers:
-        batches._shutdown_workers()
-    for worker in workers:
-        if worker.is_alive():
-            worker.kill()
 
 
 def _image_set(args, name: str, root: Path, located: div2k.Located) -> ImageSet:

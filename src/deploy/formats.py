@@ -26,6 +26,7 @@ from torch import nn
 
 from model import MODELS
 from model.checkpoint import model_of, rebuild, unpack
+from model.compat import zip_writer
 from model.krgn import CCA, KRGN, RCG
 from runtime.errors import UserError, printable
 from runtime.files import open_regular
@@ -281,7 +282,7 @@ def _rewritten(members: dict[str, bytes]) -> io.BytesIO:
     texts = {"models/model.json": program, "data/weights/model_weights_config.json": weights}
     texts = {name: json.dumps(value).encode() for name, value in texts.items()}
     written = members | texts | {"data/sample_inputs/model.pt": sample.getvalue()}
-    writer = torch._C.PyTorchFileWriter(copy)
+    writer = zip_writer(copy)
     for name, content in written.items():
         if not name.startswith((".data/", "byteorder")):  # the writer's own
             writer.write_record(name, content, len(content))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .compat import convolve, has_forward_hooks
 from .names import ACTIVATIONS
 
 # Mean colour of DIV2K's training images, R G B, in 0..1 (EDSR, arXiv 1707.02921).
@@ -45,7 +46,7 @@ def in_float32(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
         return conv(x)
     with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
         bias = None if conv.bias is None else conv.bias.float()
-        return conv._conv_forward(x.float(), conv.weight.float(), bias)
+        return convolve(conv, x.float(), conv.weight.float(), bias)
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
@@ -97,7 +98,7 @@ def conv1x1_of_parts(conv: nn.Conv2d, parts: Iterable[torch.Tensor]) -> torch.Te
     The concatenation of many feature maps is their largest, and no part need be kept. Exported graphs have it, and so
     has a `conv` that is more than a plain convolution: recalibrated, or with hooks.
     """
-    plain = type(conv) is nn.Conv2d and not (conv._forward_hooks or conv._forward_pre_hooks)
+    plain = type(conv) is nn.Conv2d and not has_forward_hooks(conv)
     if not plain or torch.jit.is_tracing() or torch.compiler.is_exporting():
         return conv(torch.cat(list(parts), dim=1))
     total, done = None, 0

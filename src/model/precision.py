@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import nn
 
+from .compat import cpu_capabilities
+
 log = logging.getLogger("krgn")
 
 AUTOCAST = {"half": torch.float16, "bf16": torch.bfloat16}
@@ -70,13 +72,7 @@ def is_native(device: torch.device) -> bool:
 @cache
 def cpu_features() -> tuple[str, ...]:
     """What torch says the CPU can do that matters here: avx2, avx512_bf16, amx_tile, vnni and the like."""
-    if hasattr(torch.cpu, "get_capabilities"):
-        found = torch.cpu.get_capabilities()
-        names = {name for name, there in found.items() if there is True}
-    else:  # before torch 2.12
-        asked = {"avx2": "_is_avx2_supported", "avx512_f": "_is_avx512_supported", "avx512_vnni": "_is_vnni_supported"}
-        asked |= {"avx512_bf16": "_is_avx512_bf16_supported", "amx_tile": "_is_amx_tile_supported"}
-        names = {name for name, query in asked.items() if getattr(torch.cpu, query, bool)()}
+    names = cpu_capabilities()
     shown = ("avx2", "avx512_f", "avx512_vnni", "avx_vnni", "avx512_fp16", "amx_tile", "amx_int8", "amx_fp16")
     shown += ("neon", "asimd", "sve", "sve2", "i8mm", *NATIVE)
     return tuple(name for name in dict.fromkeys(shown) if name in names)

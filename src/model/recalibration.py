@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from .compat import convolve, kinds_of_hooks, own_names, remove_forward_hooks
+
 
 class RecConv(nn.Conv2d):
     """An `nn.Conv2d` that convolves with the recalibrated kernel W_t = W_b + T(W_b), equation (1).
@@ -77,7 +79,7 @@ class RecConv(nn.Conv2d):
         return compute_kernels([self])[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(x, kernel_of(self), self.bias)
+        return convolve(self, x, kernel_of(self), self.bias)
 
     @classmethod
     def over(cls, conv: nn.Conv2d, *, transform_size: int = 3, train_basis: bool = True) -> "RecConv":
@@ -252,7 +254,7 @@ def _chosen(model: nn.Module, where: str | Chooser | None) -> list[nn.Conv2d]:
         raise ValueError(f"{nothing} {wanted}; its convolutions are {there}: choose some of them with `where`")
     owners = defaultdict(set)
     for module in model.modules():
-        for parameter in module._parameters.values():
+        for parameter in module.parameters(recurse=False):
             owners[id(parameter)].add(module)
     fresh = [module for module in chosen if not isinstance(module, RecConv)]
     for module in fresh:
@@ -287,10 +289,10 @@ def _refuse(name: str, module: nn.Module, sharing: bool) -> None:
         raise ValueError(f"{name}: has parametrizations, which would be lost: remove them first, or {fix}")
     if type(module) is not nn.Conv2d:
         raise TypeError(f"{name}: is a {kind}, a subclass of nn.Conv2d whose forward would be lost: {fix}")
-    hooks = [kept for kept, value in vars(module).items() if kept.endswith("_hooks") and value]
+    hooks = kinds_of_hooks(module)
     if hooks:
         raise ValueError(f"{name}: has hooks ({', '.join(hooks)}), which would be lost: remove them first, or {fix}")
-    own = {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"}
+    own = own_names(module) - {"weight", "bias"}
     if own:
         raise ValueError(f"{name}: has {', '.join(sorted(own))} beside weight and bias, which would be lost: {fix}")
     if sharing:
@@ -317,10 +319,7 @@ def unbatch_kernels(model: nn.Module) -> nn.Module:
         `model`, changed in place.
     """
     for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if hook in (_compute, _forget)]:
-                del hooks[key]
-                module._forward_hooks_always_called.pop(key, None)
+        remove_forward_hooks(module, (_compute, _forget))
     return model
 
 

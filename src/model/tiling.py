@@ -18,9 +18,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from .compat import DispatchMode, storage_key, tensors_in
 from .external import External
 from .krgn import KRGN, PMRB
 from .memory import available_memory
@@ -282,7 +281,7 @@ def _reach_of(stage: Function, channels: int, like: torch.Tensor, step: int) -> 
     return found
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(DispatchMode):
     """Counts the bytes of the tensors that operators return for as long as they live, and their peak."""
 
     def __init__(self):
@@ -292,11 +291,9 @@ class _LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if not torch.is_tensor(tensor):
-                continue
+        for tensor in tensors_in(out):
             storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
+            key, size = storage_key(storage), storage.nbytes()
             if key not in self.seen:
                 self.seen.add(key)
                 self.live += size

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from model import cffb
 from model.krgn import KRGN
 from reporting import figures
 from reporting.tables import as_text, read_csv, refuse_foreign, write_all
@@ -168,6 +169,7 @@ def measured_costs(args) -> dict[str, float]:
     """The time of a training step of each kind over that of a plain one, the median of steps taken in turn."""
     device = choose_device(cpu=args.cpu, n_gpus=1, asked=False)
     keep_memory()
+    cffb.build_when_needed()
     side = args.patch_size // args.scale
     lr = (
         torch.rand(args.batch_size, 3, side, side, device=device).mul(255).contiguous(memory_format=torch.channels_last)

@@ -16,6 +16,7 @@ from data import build_test_sets, resize
 from data.image import read_image, write_png
 from evaluation.evaluate import evaluate, protocol
 from evaluation.metrics import psnr_ssim
+from model import cffb
 from model.checkpoint import rebuild, unpack
 from option import build_parser as training_parser
 from option import parse_args
@@ -102,6 +103,7 @@ def make_report(args) -> None:
     Raises:
         UserError: if the checkpoint is missing or the test has not been run.
     """
+    cffb.build_when_needed()
     device = choose_device(cpu=False, n_gpus=1, asked=False)  # the one that main.py took for the folded file
     network = rebuild(unpack(load_tensors(Path(args.pre_train)), args.pre_train)).to(device)
     scale = network.hyperparameters["scale"]

@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 
+from model.compat import fused_step_if, move_towards
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -100,8 +102,7 @@ def step_if(good: torch.Tensor, optimizer: Optimizer) -> None:
     step is skipped.)
     """
     if isinstance(optimizer, Adam):
-        optimizer.grad_scale, optimizer.found_inf = None, (~good).float()
-        optimizer.step()
+        fused_step_if(optimizer, good)
     elif good:
         optimizer.step()
 
@@ -133,7 +134,5 @@ class MovingAverage:
         """Moves the average by one step, where `good`, a boolean scalar on the network's device, is true."""
         self.steps += good
         averaged, current = list(self.network.parameters()), list(network.parameters())
-        moves = torch._foreach_sub(current, averaged)
         share = (1 - self.decay) / (1 - torch.pow(self.decay, self.steps.clamp(min=1)))
-        torch._foreach_mul_(moves, (share * good).float())
-        torch._foreach_add_(averaged, moves)
+        move_towards(averaged, current, (share * good).float())

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import cffb
+from model.cffb import library
 from model.krgn import KRGN, PMRB, RCG
 from model.recalibration import RecConv, fold
 
@@ -32,16 +33,16 @@ def built(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("extensions")))
         patch.delenv("KRGN_FUSED", raising=False)
-        for function in (cffb._tried, cffb.library):
+        for function in (library._loads, library.load):
             function.cache_clear()
-        builders = [threading.Thread(target=cffb.library.__wrapped__, args=(torch.float32,)) for _ in range(2)]
+        builders = [threading.Thread(target=library.load.__wrapped__, args=(torch.float32,)) for _ in range(2)]
         for builder in builders:
             builder.start()
         for builder in builders:
             builder.join()
         folder = tmp_path_factory.getbasetemp()
         assert len([path for path in folder.rglob("*cffb*") if path.is_file()]) == 1
-        assert cffb.available()
+        assert cffb.build()
         yield
 
 
@@ -445,7 +446,7 @@ def test_recalibrated_kernels():
 def unavailable(monkeypatch, tmp_path) -> str:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     with pytest.raises(cffb.Unavailable) as caught:
-        cffb.library.__wrapped__(torch.float32)
+        library.load.__wrapped__(torch.float32)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -471,7 +472,9 @@ def test_without_a_compiler_the_plain_operators_run_with_one_line(tmp_path):
     code = (
         "import logging, sys, torch; logging.basicConfig(level=logging.INFO)\n"
         "from model.krgn import KRGN\n"
+        "from model import cffb\n"
         "network = KRGN(scale=2, n_feats=16, n_resgroups=2)\n"
+        "cffb.build_when_needed()\n"
         "assert network(torch.rand(1, 3, 5, 6)).isfinite().all()\n"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("CXX", "KRGN_FUSED")}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from model import cffb
+from model.cffb import cpu, gpu
 from model.krgn import KRGN
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -63,8 +63,8 @@ def operators(x, plus, grad, parameters, dilations) -> list[torch.Tensor]:
     if INTERPRETED:
         from model.cffb import triton as kernels
 
-        x, plus, parameters = cffb._laid_out(x, plus, parameters)
-        grad = cffb._laid_out(x, grad, [])[1]
+        x, plus, parameters = cpu.laid_out(x, plus, parameters)
+        grad = cpu.laid_out(x, grad, [])[1]
         found = kernels.forward(x, parameters, dilations, plus)
         return found + kernels.backward(grad, x, parameters, dilations)
     x, plus, grad, *parameters = (tensor.to(DEVICE) for tensor in (x, plus, grad, *parameters))
@@ -76,7 +76,7 @@ def fused_forward(x, plus, parameters, dilations) -> torch.Tensor:
     if INTERPRETED:
         from model.cffb import triton as kernels
 
-        x, plus, parameters = cffb._laid_out(x, plus, parameters)
+        x, plus, parameters = cpu.laid_out(x, plus, parameters)
         return kernels.forward(x, parameters, dilations, plus)[-1]
     x, plus, *parameters = (tensor.to(DEVICE) for tensor in (x, plus, *parameters))
     return torch.ops.krgn.cffb(x, parameters, dilations, plus, False)[0].cpu()
@@ -187,7 +187,7 @@ def test_the_kernels_compile_for_gpus_without_spilling_registers(capability, per
 def test_a_network_on_the_gpu_is_that_on_the_cpu(groups):
     torch.manual_seed(0)
     network, x = KRGN(scale=2, n_resgroups=2, groups=groups).double(), torch.rand(2, 3, 19, 23).double() * 255
-    assert cffb.available_on_gpu()
+    assert gpu.available()
     grads = []
     for device in ("cpu", "cuda"):
         network.zero_grad()
@@ -202,7 +202,7 @@ def test_a_network_on_the_gpu_is_that_on_the_cpu(groups):
 def test_autocast_and_compile_run_the_kernels():
     torch.manual_seed(0)
     network, x = KRGN(scale=2, n_resgroups=1).cuda(), torch.rand(1, 3, 16, 24, device="cuda") * 255
-    assert cffb.available_on_gpu()
+    assert gpu.available()
     with torch.no_grad():
         expected = network(x)
         with torch.autocast("cuda", dtype=torch.bfloat16):
@@ -214,4 +214,4 @@ def test_autocast_and_compile_run_the_kernels():
 
 @pytest.mark.gpu
 def test_the_comparison_that_comes_before_the_first_use():
-    assert cffb._difference("cuda") < 1e-4
+    assert gpu.largest_difference("cuda") < 1e-4

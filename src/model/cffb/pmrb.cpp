@@ -1,34 +1,39 @@
 // The taps of a PMRB without gradients, in one pass over memory: three 1x1 convolutions with their activations, the
-// fusion of all four taps with its own, and the statistics of the result that the channel attention needs.
-// `../fused.py` calls this and says what it computes.
+// fusion of all four taps with its activation, and the channel statistics of the result, which the attention needs.
+// `cpu.py` calls this; `layers.taps` defines what it computes.
 //
 // Maps are stored in type S and computed in type T, as in cffb.cpp. A map is (n, pixels, c) in memory. Work is done in
-// tiles of TILE pixels, so that what lies between two layers stays in the first-level cache. Its core is a product of M
-// pixels with two vectors of output channels, whose sums stay in registers: enough of them to hide the latency of a
-// multiplication.
+// tiles of TILE pixels, so that what lies between two layers stays in the first-level cache. The core is a product of
+// PIXELS pixels with two vectors of output channels. Its sums stay in registers; there are enough of them to hide the
+// latency of a multiplication.
 #include "vectors.h"
 
 namespace {
 
-constexpr int M = REGISTER == 64 ? 8 : 6;   // 2 M sums, 2 weights and a pixel's value in registers, addresses too
-constexpr int64_t TILE = 96;                 // a multiple of M; statistics are summed over it in T, beyond in double
-constexpr int64_t TASK = 8 * TILE;           // pixels that a thread takes at a time
+constexpr int PIXELS = REGISTER == 64 ? 8 : 6;  // registers hold 2 * PIXELS sums, 2 weights, a pixel's value, addresses
+// A multiple of PIXELS. Statistics are summed over a tile in T, over tiles in double.
+constexpr int64_t TILE = 96;
+constexpr int64_t TASK = 8 * TILE;  // pixels that a thread takes at a time
 
-// A panel of a weight: its factors for two vectors of outputs, in the order in which `multiply` reads them.
-//
-// The product of maps of type S with weights of type T, summed in T. Inputs are taken one by one, the weight in T.
+// A panel holds a weight's factors for two vectors of output channels, in the order in which `multiply` reads them.
+// WIDTH is the number of those channels.
+template <typename T>
+constexpr int64_t LANES = Vector<T>::lanes;
+template <typename T>
+constexpr int64_t WIDTH = 2 * LANES<T>;
+
+// The product of maps of type S with weights of type T, summed in T. A step takes `inputs` input channels: here one,
+// with the weight in T.
 template <typename S, typename T>
 struct Product {
   typedef T Factor;
-  static constexpr int64_t width = 2 * Vector<T>::lanes, inputs = 1;  // of a step
+  static constexpr int64_t inputs = 1;
 
-  // The weight (outputs, inputs), which lies `stride` apart from output to output: the outputs from `first` on.
+  // Packs WIDTH outputs, from `first` on, of a weight (outputs, inputs); its outputs lie `stride` apart.
   static void pack(const T* weight, int64_t stride, int64_t count, int64_t first, Factor* panel) {
     for (int64_t k = 0; k < count; ++k)
-      for (int64_t o = 0; o < width; ++o) panel[k * width + o] = weight[(first + o) * stride + k];
+      for (int64_t o = 0; o < WIDTH<T>; ++o) panel[k * WIDTH<T> + o] = weight[(first + o) * stride + k];
   }
-
-  static Vec<T> load(const Factor* from) { return ::load(from); }
 
   static inline __attribute__((always_inline)) void add(const S* x, const Vec<T>& a, const Vec<T>& b,
                                                         Vec<T> (&sum)[2]) {
@@ -39,25 +44,19 @@ struct Product {
 };
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
-// VDPBF16PS: pairs of inputs, the weight rounded to bfloat16 too; twice as many products an instruction.
+// VDPBF16PS takes pairs of inputs, with the weight rounded to bfloat16 too: twice as many products per instruction.
 template <>
 struct Product<bfloat16, float> {
   typedef uint32_t Factor;
-  static constexpr int64_t width = 2 * Vector<float>::lanes, inputs = 2;
+  static constexpr int64_t inputs = 2;
 
   static void pack(const float* weight, int64_t stride, int64_t count, int64_t first, Factor* panel) {
     for (int64_t k = 0; k < count; k += 2)
-      for (int64_t o = 0; o < width; ++o) {
+      for (int64_t o = 0; o < WIDTH<float>; ++o) {
         const float* const from = weight + (first + o) * stride + k;
         const Half pair = halved(Vec<float>{from[0], from[1]});
-        std::memcpy(panel + k / 2 * width + o, &pair, sizeof *panel);
+        std::memcpy(panel + k / 2 * WIDTH<float> + o, &pair, sizeof *panel);
       }
-  }
-
-  static Vec<float> load(const Factor* from) {
-    Vec<float> value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
   }
 
   static inline __attribute__((always_inline)) void add(const bfloat16* x, const Vec<float>& a, const Vec<float>& b,
@@ -71,7 +70,7 @@ struct Product<bfloat16, float> {
 };
 #endif
 
-// Keeps the compiler from loading them again for each product.
+// Keeps `a` and `b` in registers: otherwise the compiler loads them again for each product.
 template <typename T>
 inline __attribute__((always_inline)) void in_registers(Vec<T>& a, Vec<T>& b) {
 #if defined(__AVX512F__)
@@ -87,47 +86,44 @@ inline __attribute__((always_inline)) void multiply(const S* x, int64_t stride,
                                                     const typename Product<S, T>::Factor* panel, int64_t inputs,
                                                     Vec<T> (&sums)[COUNT][2]) {
   typedef Product<S, T> Product;
-  for (int64_t k = 0; k < inputs; k += Product::inputs, panel += Product::width) {
-    Vec<T> a = Product::load(panel), b = Product::load(panel + Product::width / 2);
+  for (int64_t k = 0; k < inputs; k += Product::inputs, panel += WIDTH<T>) {
+    Vec<T> a = load_bits<T>(panel), b = load_bits<T>(panel + LANES<T>);
     in_registers<T>(a, b);
 #pragma GCC unroll 12
     for (int p = 0; p < COUNT; ++p) Product::add(x + p * stride + k, a, b, sums[p]);
   }
 }
 
-// Asks for the cache lines of `count` values, which another tile will read.
+// Prefetches the cache lines of `count` values, which the next tile will read.
 template <typename S>
 inline void fetch(const S* from, int64_t count) {
   for (int64_t k = 0; k < count; k += 64 / sizeof(S)) __builtin_prefetch(from + k, 0, 3);
 }
 
-// Calls work(p, std::integral_constant<int, COUNT>) for groups of M pixels, and for each of those that are left.
+// Calls work(p, std::integral_constant<int, COUNT>) for each whole group of PIXELS pixels, then for each pixel left.
 template <typename Work>
-inline void pixels(int64_t count, const Work& work) {
+inline void pixel_groups(int64_t count, const Work& work) {
   int64_t p = 0;
-  for (; p + M <= count; p += M) work(p, std::integral_constant<int, M>{});
+  for (; p + PIXELS <= count; p += PIXELS) work(p, std::integral_constant<int, PIXELS>{});
   for (; p < count; ++p) work(p, std::integral_constant<int, 1>{});
 }
 
-struct Shape {
-  int64_t n, pixels, c, tap;  // images, pixels of each, channels, channels of a tap
+// Mirrored by `TapSizes` of cpu.py.
+struct TapSizes {
+  int64_t n, pixels;  // images, and pixels of each
+  int64_t c, tap;     // channels of the maps and of a tap: multiples of WIDTH
 };
 
-// Parameters of a 1x1 convolution with an activation behind it; a slope for each output.
-template <typename T>
-struct Layer {
-  const T *weight, *bias, *slope;
-};
-
-// maps: the feature before each group, (n, pixels, c), and the last tap, (n, pixels, tap), activated. layers: of the
-// first three taps, and of the fusion of all four. out: (n, pixels, c), with its channels' variance and mean.
+// maps: the feature before each of the three RCGs, (n, pixels, c), and the last tap, (n, pixels, tap), activated.
+// layers: the 1x1 convolutions of the first three taps and of the fusion, each with a slope for each output.
+// out: (n, pixels, c); variance, mean: its channel statistics, (n, c).
 template <typename S, typename T>
-void taps(const S* const* maps, const Layer<T>* layers, S* out, T* variance, T* mean, const Shape& s) {
+void taps(const S* const* maps, const Layer<const T>* layers, S* out, T* variance, T* mean, const TapSizes& s) {
   typedef Product<S, T> Product;
   typedef typename Product::Factor Factor;
-  constexpr int64_t lanes = Vector<T>::lanes, width = 2 * lanes;
+  constexpr int64_t lanes = LANES<T>, width = WIDTH<T>;
   const int64_t tap_panels = s.tap / width, panels = s.c / width;
-  // Factors of a panel: of a tap, of the part of the fusion that takes the first three taps, and of all of the fusion.
+  // Factors of a panel: of a tap, of the part of the fusion that takes the first three taps, and of the whole fusion.
   const int64_t of_tap = s.c / Product::inputs * width, of_three = 3 * s.tap / Product::inputs * width;
   const int64_t of_fusion = 4 * s.tap / Product::inputs * width;
   Zeros<Factor> packed(3 * tap_panels * of_tap + panels * of_fusion);
@@ -140,19 +136,19 @@ void taps(const S* const* maps, const Layer<T>* layers, S* out, T* variance, T* 
 
   const int64_t tasks = (s.pixels + TASK - 1) / TASK;
   std::vector<double> sums(s.n * tasks * s.c * 2);
-  std::vector<T> shifts(s.n * s.c);  // of the statistics: each image's first pixel
+  std::vector<T> shifts(s.n * s.c);  // each image's first pixel, from which its statistics take differences
   const int64_t threads = omp_get_max_threads();
   Zeros<S> between(threads * TILE * 3 * s.tap);  // the first three taps of a tile
   Zeros<T> totals(threads * 2 * s.c);            // sums of differences, then of their squares
 
-  // One tile; put(q, p, values) takes those of panel q at pixel p and the next ones.
+  // Computes one tile; put(q, p, values) takes the values of panel q for the group of pixels that begins at p.
   const auto tile = [&](int64_t image, int64_t first, int64_t count, S* z, const auto& put) {
     const int64_t at = image * s.pixels + first;
     for (int64_t i = 0; i < 3; ++i)
       for (int64_t q = 0; q < tap_panels; ++q) {
         const Factor* const panel = packed.data() + (i * tap_panels + q) * of_tap;
         const T *const bias = layers[i].bias + q * width, *const slope = layers[i].slope + q * width;
-        pixels(count, [&](int64_t p, auto group) {
+        pixel_groups(count, [&](int64_t p, auto group) {
           constexpr int COUNT = decltype(group)::value;
           Vec<T> value[COUNT][2];
           for (int k = 0; k < COUNT; ++k) value[k][0] = load(bias), value[k][1] = load(bias + lanes);
@@ -167,7 +163,7 @@ void taps(const S* const* maps, const Layer<T>* layers, S* out, T* variance, T* 
     for (int64_t q = 0; q < panels; ++q) {
       const Factor* const panel = fusion + q * of_fusion;
       const T *const bias = layers[3].bias + q * width, *const slope = layers[3].slope + q * width;
-      pixels(count, [&](int64_t p, auto group) {
+      pixel_groups(count, [&](int64_t p, auto group) {
         constexpr int COUNT = decltype(group)::value;
         Vec<T> value[COUNT][2];
         for (int k = 0; k < COUNT; ++k) value[k][0] = load(bias), value[k][1] = load(bias + lanes);
@@ -226,12 +222,10 @@ void taps(const S* const* maps, const Layer<T>* layers, S* out, T* variance, T* 
 
 }  // namespace
 
-// Channels that c and tap must be multiples of.
-extern "C" int pmrb_multiple() { return 2 * Vector<COMPUTED>::lanes; }
+// What c and tap must be multiples of.
+extern "C" int pmrb_channel_multiple() { return WIDTH<COMPUTED>; }
 
-extern "C" int pmrb_taps(const STORED* const* maps, const COMPUTED* const* parameters, STORED* out,
-                         COMPUTED* variance, COMPUTED* mean, const Shape* shape) {
-  Layer<COMPUTED> layers[4];
-  for (int i = 0; i < 4; ++i) layers[i] = {parameters[3 * i], parameters[3 * i + 1], parameters[3 * i + 2]};
-  return status_of([&] { taps<STORED, COMPUTED>(maps, layers, out, variance, mean, *shape); });
+extern "C" int pmrb_taps(const STORED* const* maps, const Layer<const COMPUTED>* layers, STORED* out,
+                         COMPUTED* variance, COMPUTED* mean, const TapSizes* sizes) {
+  return status_of([&] { taps<STORED, COMPUTED>(maps, layers, out, variance, mean, *sizes); });
 }

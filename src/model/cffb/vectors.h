@@ -1,4 +1,5 @@
-// Vector registers of any width, storage in 16 bits, and how functions of this folder end. Included by each of its files.
+// What both C++ files share: vector registers of any width, bfloat16 storage, the parameters of a layer, and the status
+// that an entry point returns.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -31,11 +32,17 @@ struct Vector {
 template <typename T>
 using Vec = typename Vector<T>::type;
 
+// A register's worth of bytes.
 template <typename T>
-inline Vec<T> load(const T* from) {
+inline Vec<T> load_bits(const void* from) {
   Vec<T> value;
   std::memcpy(&value, from, sizeof value);
   return value;
+}
+
+template <typename T>
+inline Vec<T> load(const T* from) {
+  return load_bits<T>(from);
 }
 
 template <typename T>
@@ -50,7 +57,7 @@ struct bfloat16 {
 typedef uint16_t Half __attribute__((vector_size(REGISTER / 2)));
 typedef uint32_t Bits __attribute__((vector_size(REGISTER)));
 
-// The upper halves, rounded to the nearest, a tie to even; a denormal becomes 0 and a NaN a quiet one, as in
+// float -> bfloat16, rounded to nearest, ties to even. A denormal becomes 0 and a NaN becomes a quiet one, as with
 // VCVTNEPS2BF16.
 inline Half halved(Vec<float> value) {
   Half half;
@@ -76,7 +83,7 @@ inline Vec<float> widened(Half half) {
   return value;
 }
 
-// One value, in the type of the arithmetic.
+// One value in the type of the arithmetic.
 inline float widened(bfloat16 half) {
   const uint32_t bits = uint32_t(half.bits) << 16;
   float value;
@@ -97,7 +104,7 @@ inline void store(bfloat16* to, Vec<float> value) {
   std::memcpy(to, &half, sizeof half);
 }
 
-// What `value` is once it was stored in a map of type S.
+// `value` as it reads after being stored in a map of type S.
 template <typename S, typename V>
 inline V rounded(V value) {
   if constexpr (std::is_same_v<S, bfloat16>)
@@ -106,7 +113,7 @@ inline V rounded(V value) {
     return value;
 }
 
-// `count` zeros that begin where a cache line does, so that no register is loaded from two.
+// `count` zeros, aligned to a cache line, so that no register is loaded from two lines.
 template <typename T>
 class Zeros {
   std::vector<T> all_;
@@ -120,12 +127,19 @@ class Zeros {
   }
 };
 
+// The parameters of a convolution and of the activation behind it, by address. Mirrored by `Layer` of cpu.py.
+template <typename T>
+struct Layer {
+  T *weight, *bias, *slope;
+};
+
 template <typename T>
 inline Vec<T> prelu(Vec<T> value, Vec<T> slope) {
   return value > 0 ? value : value * slope;
 }
 
-// No exception may leave C++. Returns 0, or 1 if there was no memory for buffers (std::bad_alloc, std::length_error).
+// Runs `work`; no exception leaves C++. Returns 0, or 1 if there was no memory for the buffers (std::bad_alloc,
+// std::length_error).
 template <typename Work>
 int status_of(Work work) {
   try {
