@@ -1,17 +1,19 @@
 """What a file of weights says about its network, and how its weights get into one: strictly.
 
-Three forms are read, bare or inside whatever a trainer wraps them in (`statedict`):
+Three forms are read, bare or inside whatever a trainer wrapped them in (`statedict`):
 
 - training form: basis kernels and their transforms (names ending in `.transform`);
 - folded: plain kernels W_t that were computed from those;
-- plain: kernels that never were recalibrated.
+- plain: kernels that were never recalibrated.
 
-No file is touched here: `unpack` takes what was read, `pack` returns what is to be written.
+`unpack` takes what `weights.load_tensors` read, `pack` returns what is to be written; no file is touched here.
 """
 
 import logging
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +29,7 @@ log = logging.getLogger("krgn")
 
 FORMAT = "KRGN framework checkpoint 1"
 _MISFITS = (KeyError, IndexError, ValueError, ZeroDivisionError, AttributeError, TypeError, RuntimeError)
-# What sizes memory or time, whoever says it.
+# Upper limits of what determines memory and time: a damaged or hostile file may state anything.
 _MOST = {"scale": 32, "n_feats": 4096, "n_resgroups": 1000, "n_resblocks": 1000, "dilation": 64, "reduction": 4096}
 
 
@@ -50,7 +52,7 @@ class Checkpoint:
         return "training form" if self.recalibrated else "folded" if self.facts.get("folded") else "plain kernels"
 
 
-def pack(network: nn.Module, model: str, **facts) -> dict:
+def pack(network: nn.Module, model: str, **facts: object) -> dict[str, Any]:
     """A network as a checkpoint: tensors and plain values only.
 
     Args:
@@ -70,8 +72,8 @@ def pack(network: nn.Module, model: str, **facts) -> dict:
     }
 
 
-def unpack(content, path: str) -> Checkpoint:
-    """The checkpoint in what `runtime.tensor_files.load_tensors` read from `path`.
+def unpack(content: object, path: str) -> Checkpoint:
+    """The checkpoint in the content that `weights.load_tensors` read from `path`.
 
     Raises:
         UserError: if there is no state dict in it.
@@ -80,35 +82,39 @@ def unpack(content, path: str) -> Checkpoint:
     if isinstance(content, dict) and content.get("format") == FORMAT:
         facts, content = content.get("facts", {}), content.get("model")
         if not isinstance(facts, dict) or not all(isinstance(name, str) for name in facts):
-            raise UserError(f"{path}: does not say what network it has as this program does: give another file")
-    known = lambda state: any(_fits(state, module) for module in MODELS.values())  # noqa: E731
-    return Checkpoint(path, statedict.find(content, path, fits=known), facts)
+            raise UserError(f"{path}: does not describe its network as this project does: give another file")
+    return Checkpoint(path, statedict.find(content, path, fits=lambda state: bool(_shown_by(state))), facts)
 
 
 def model_of(checkpoint: Checkpoint, expected: str = "KRGN") -> str:
-    """The name of the file's network: as the file states it, else as its names show it; `expected` where both fit.
+    """The name of the file's network: as the file states it, else as its tensors' names show it.
+
+    Args:
+        expected: the name to return where several networks fit, or none.
 
     Raises:
-        UserError: if the file states a network that is not known here.
+        UserError: if the file states a network that is not known.
     """
     stated = checkpoint.facts.get("model")
     if stated is None:
-        shown = [name for name, module in MODELS.items() if _fits(checkpoint.state, module)]
+        shown = _shown_by(checkpoint.state)
         return expected if expected in shown or not shown else shown[0]
     if stated not in list(MODELS):  # it may be anything, unhashable too
         raise UserError(
-            f"{checkpoint.path}: has a network {printable(str(stated)[:80])}, known are {', '.join(MODELS)}: "
+            f"{checkpoint.path}: is of a network {printable(str(stated)[:80])}, known are {', '.join(MODELS)}: "
             "give another file"
         )
     return stated
 
 
-def _fits(state: dict[str, torch.Tensor], module) -> bool:
-    try:
-        module.structure(state)
-    except _MISFITS:
-        return False
-    return True
+def _shown_by(state: dict[str, torch.Tensor]) -> list[str]:
+    """The names of the networks that a state dict fits; KRGN and CFGN have the same."""
+    shown = []
+    for name, module in MODELS.items():
+        with suppress(*_MISFITS):
+            module.structure(state)
+            shown.append(name)
+    return shown
 
 
 def facts_of(checkpoint: Checkpoint, expected: str = "KRGN") -> FileFacts:
@@ -130,11 +136,12 @@ def structure_of(checkpoint: Checkpoint, model: str) -> dict:
         first = ", ".join(printable(name) for name in list(checkpoint.state)[:3])
         if "head_conv.weight" in checkpoint.state and "sub_mean.bias" not in checkpoint.state:
             raise UserError(
-                f"{checkpoint.path}: has no sub_mean and add_mean: it was trained without the mean shift, which "
-                f"{model} has here: give weights that were trained with it"
+                f"{checkpoint.path}: has no sub_mean and add_mean: it was trained without the mean shift that {model} "
+                "has here: give weights that were trained with it"
             ) from None
         raise UserError(
-            f"{checkpoint.path}: is no {model}, it lacks {error} and has {first}, …: give a file of that network"
+            f"{checkpoint.path}: is no {model} (known are {', '.join(MODELS)}): it lacks {error} and has {first}, …: "
+            "give a file of a known network"
         ) from None
     found = shown | {flag: checkpoint.facts[flag] for flag in MODELS[model].UNSEEN if flag in checkpoint.facts}
     sane = found["n_colors"] in (1, 3) and 0 < found["rgb_range"] <= 2**16
@@ -148,12 +155,12 @@ def structure_of(checkpoint: Checkpoint, model: str) -> dict:
     return found
 
 
-def rebuild(checkpoint: Checkpoint, **unseen) -> nn.Module:
+def rebuild(checkpoint: Checkpoint, **unseen: object) -> nn.Module:
     """The network of a file from the file alone, with its weights, in the file's form.
 
     Args:
-        unseen: hyper-parameters that a bare state dict does not say (`UNSEEN` of its network), for instance
-            `dilation`; without them, or where they are None, the published networks' values are assumed.
+        unseen: hyper-parameters that a bare state dict does not show (`UNSEEN` of its network), for instance
+            `dilation`; where they are missing or None, the values of the published networks are assumed.
 
     Raises:
         UserError: if the file is of no known network, its weights do not fit, or it contradicts `unseen`.
@@ -201,7 +208,7 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, *, anew: str | None
     A recalibrated network takes plain kernels as its basis, with the transforms at zero: the same function.
 
     Args:
-        anew: layers whose names begin so stay as they are, because the file's are for another scale.
+        anew: layers whose names start with this stay as they are, because the file's are for another scale.
 
     Raises:
         UserError: with the missing, unexpected and wrongly shaped names.
@@ -223,10 +230,10 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, *, anew: str | None
         ],
     }
     if any(problems.values()):
-        said = "; ".join(
+        listed = "; ".join(
             f"{len(names)} {kind} ({printable(', '.join(names[:3]))}{', …' if len(names) > 3 else ''})"
             for kind, names in problems.items()
             if names
         )
-        raise UserError(f"{checkpoint.path}: does not fit the network: {said}: give the file of this network")
+        raise UserError(f"{checkpoint.path}: does not fit the network: {listed}: give the file of this network")
     network.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Parts that any super-resolution network of this framework may use."""
+"""Parts that several super-resolution networks share."""
 
 import math
 import re
@@ -21,8 +21,8 @@ LUMA = (0.299, 0.587, 0.114)
 class MeanShift(nn.Conv2d):
     """Adds `sign` times the DIV2K mean to an image (N, n_colors, H, W) in 0..`rgb_range`: a fixed 1x1 convolution.
 
-    Images of another number of colours than three get the mean luma in every channel.
-    It is a convolution so that its weights stand in a state dict as they do in published ones.
+    Images with a number of colours other than three get the mean luma in every channel.
+    It is a convolution because published state dicts have its weights.
     """
 
     def __init__(self, *, n_colors: int, rgb_range: float, sign: int):
@@ -34,12 +34,12 @@ class MeanShift(nn.Conv2d):
 
 
 def in_float32(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """`conv(x)` with float32 arithmetic and a float32 result, where half precision runs around it or `conv` is in it.
+    """`conv(x)` with float32 arithmetic and a float32 result, also under an autocast or with weights in half precision.
 
-    Images need it: with the 8 bits of bfloat16 a value of 0..255 is off by up to half a step.
+    Images need it: with bfloat16's 8 bits a value in 0..255 is off by up to half a gray level.
     """
     half = (torch.float16, torch.bfloat16)
-    if isinstance(conv, nn.Identity):  # a mean shift that is folded into its neighbour
+    if isinstance(conv, nn.Identity):  # a mean shift that was folded into its neighbour
         return x
     autocast = autocast_dtype(x)
     if autocast is None and conv.weight.dtype not in half:
@@ -50,7 +50,7 @@ def in_float32(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """The dtype of the autocast that runs on `x`'s device, or None; meta tensors have none (torch refuses to ask)."""
+    """The dtype of the autocast that is active on `x`'s device, or None; on "meta", which has none, torch raises."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
 
@@ -63,7 +63,7 @@ def mean_colour(n_colors: int) -> list[float]:
 
 
 def range_of_shift(state: dict[str, torch.Tensor]) -> float:
-    """The `rgb_range` for which a state dict's `sub_mean` was made, rounded to three digits.
+    """The `rgb_range` for which the `sub_mean` of a state dict was made, rounded to three decimals.
 
     Raises:
         KeyError: if there is no `sub_mean`.
@@ -73,12 +73,12 @@ def range_of_shift(state: dict[str, torch.Tensor]) -> float:
 
 
 def leaky_relu() -> nn.LeakyReLU:
-    """LeakyReLU with the slope 0.05 that the network uses everywhere."""
+    """KRGN's LeakyReLU, with the slope 0.05."""
     return nn.LeakyReLU(0.05, inplace=True)
 
 
 def activation(name: str, channels: int) -> nn.Module:
-    """The activation called `name` (one of `ACTIVATIONS`); a PReLU has one slope per channel, 0.05 at first.
+    """The activation called `name` (one of `ACTIVATIONS`); a PReLU has one slope per channel, initially 0.05.
 
     Raises:
         ValueError: for an unknown name.
@@ -93,10 +93,10 @@ def activation(name: str, channels: int) -> nn.Module:
 
 
 def conv1x1_of_parts(conv: nn.Conv2d, parts: Iterable[torch.Tensor]) -> torch.Tensor:
-    """`conv(torch.cat(parts, dim=1))` of a 1x1 convolution, as the sum of each part's share, taken when the part comes.
+    """`conv(torch.cat(parts, dim=1))` of a 1x1 convolution, as a sum to which each part adds its share when it comes.
 
-    The concatenation of many feature maps is their largest, and no part need be kept. Exported graphs have it, and so
-    has a `conv` that is more than a plain convolution: recalibrated, or with hooks.
+    This saves the memory of the concatenation, the largest feature map of all, and of the parts themselves. Exported
+    graphs concatenate, and so does a `conv` that is more than a plain convolution: recalibrated, or with hooks.
     """
     plain = type(conv) is nn.Conv2d and not has_forward_hooks(conv)
     if not plain or torch.jit.is_tracing() or torch.compiler.is_exporting():
@@ -142,6 +142,6 @@ def stepwise_upsampler(channels: int, scale: int) -> nn.Sequential:
 
 
 def scale_of_upsampler(state: dict[str, torch.Tensor], prefix: str) -> int:
-    """The scale of the `stepwise_upsampler` whose names in a state dict begin with `prefix`."""
+    """The scale of the `stepwise_upsampler` whose names in a state dict start with `prefix`."""
     weights = [tensor for name, tensor in state.items() if re.fullmatch(re.escape(prefix) + r"\d+\.weight", name)]
     return math.prod(math.isqrt(weight.shape[0] // weight.shape[1]) for weight in weights)

@@ -44,7 +44,7 @@ class EDSR(nn.Module):
         scale: upscaling factor, 3 or a power of 2.
         n_resblocks: the number of residual blocks.
         n_feats: C, the number of feature channels.
-        res_scale: what each block's output is multiplied by, below 1 so that wide networks train stably.
+        res_scale: factor of each block's output, below 1 so that wide networks train stably.
         n_colors: channels of the image.
         rgb_range: the image's value range, for the mean shift.
 
@@ -93,7 +93,7 @@ def structure(state: dict[str, torch.Tensor]) -> dict:
     """The hyper-parameters that can be read off a state dict: all but `UNSEEN`.
 
     Raises:
-        KeyError: if `state` is not that of an EDSR.
+        KeyError: if `state` is not an EDSR's.
     """
     n_feats, n_colors = state["head.0.weight"].shape[:2]
     state["body.0.body.0.weight"]  # a KeyError for other networks with such a head

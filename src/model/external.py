@@ -1,12 +1,14 @@
-"""Networks that another package describes: spandrel (https://github.com/chaiNNer-org/spandrel, MIT licence) recognises
-the files of some fifty super-resolution architectures. They can be tested here, not trained.
+"""Networks from another package: spandrel (https://github.com/chaiNNer-org/spandrel, MIT licence) recognises the files
+of about fifty super-resolution architectures. They can be tested here, not trained.
 """
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,17 +18,17 @@ from .facts import FileFacts
 
 
 class External(nn.Module):
-    """A network of spandrel's behind this framework's interface.
+    """A network from spandrel behind the interface of this package's networks.
 
-    (N, n_colors, H, W) in 0..`rgb_range`, float -> (N, n_colors, scale * H, scale * W), clamped to that range, as
-    spandrel does; sides that the network cannot take are padded and cut again.
+    (N, n_colors, H, W) in 0..`rgb_range`, float -> (N, n_colors, scale * H, scale * W), clamped to that range by
+    spandrel, which also pads sides that the network cannot take and cuts the result.
 
     Args:
         described: spandrel's `ImageModelDescriptor`, whose images are in 0..1.
         rgb_range: the value range of the images here.
     """
 
-    def __init__(self, described, *, rgb_range: float):
+    def __init__(self, described: Any, *, rgb_range: float):
         super().__init__()
         self.network = described.model  # as a module, so that devices and dtypes reach it
         self.described, self.rgb_range = described, rgb_range
@@ -42,53 +44,57 @@ class External(nn.Module):
 
 
 class _NoTorchvision(MetaPathFinder, Loader):
-    """Empty modules in the place of torchvision, two functions of which spandrel's inpainting networks name.
+    """Empty modules in place of torchvision, of which spandrel's inpainting networks import two functions.
 
-    No network here calls them, and a torchvision that does not fit the installed torch (PyPI's beside a CPU build)
-    cannot be imported.
+    No super-resolution network calls them, and a torchvision built for another torch (PyPI's beside a CPU build) cannot
+    be imported.
     """
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         return ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "torchvision" else None
 
-    def create_module(self, spec):
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = ModuleType(spec.name)
-        module.__getattr__ = lambda name: _absent(spec.name, name)
+        vars(module)["__getattr__"] = lambda name: _absent(spec.name, name)
         return module
 
-    def exec_module(self, module):
+    def exec_module(self, module: ModuleType) -> None:
         pass
 
 
-def _absent(module: str, name: str):
+def _absent(module: str, name: str) -> Callable[..., None]:
     if name.startswith("__"):
         raise AttributeError(name)
 
-    def absent(*_, **__):
+    def absent(*_: object, **__: object) -> None:
         raise ImportError(f"{module}.{name} needs a torchvision that fits torch {torch.__version__}")
 
     return absent
 
 
 def import_spandrel(asked: str) -> ModuleType:
-    """The package, also where torchvision, which only networks of other kinds need, is missing or does not fit torch.
+    """The package spandrel, also where torchvision is missing or built for another torch: only networks of other kinds
+    need it.
+
+    Args:
+        asked: the flag that needs the package, for messages.
 
     Raises:
-        UserError: if it is not installed or cannot be imported; `asked` is the flag that needs it.
+        UserError: if it is not installed or cannot be imported.
     """
-    need, mend = f"{asked} needs the spandrel package", "pip install -r requirements-extra.txt"
+    need, fix = f"{asked} needs the spandrel package", "pip install -r requirements-extra.txt"
     placeholder = _NoTorchvision()
     try:
         try:
             import_module("torchvision")
-        except (ImportError, RuntimeError, OSError):  # one that does not fit is a RuntimeError
+        except (ImportError, RuntimeError, OSError):  # RuntimeError: it was built for another torch
             _forget_torchvision()
             sys.meta_path.insert(0, placeholder)
         return import_module("spandrel")
     except ModuleNotFoundError as error:
-        raise UserError(f"{need}, and there is no {error.name}: {mend}") from None
+        raise UserError(f"{need}, but {error.name} is not installed: {fix}") from None
     except (ImportError, RuntimeError, OSError) as error:
-        raise UserError(f"{need}, which cannot be imported here ({error}): {mend}") from None
+        raise UserError(f"{need}, which cannot be imported here ({error}): {fix}") from None
     finally:
         if placeholder in sys.meta_path:
             sys.meta_path.remove(placeholder)
@@ -104,19 +110,19 @@ def load(path: str, *, rgb_range: float) -> External:
     """The network of any file that spandrel recognises, on the CPU.
 
     Raises:
-        UserError: if spandrel is not installed or cannot be imported, or the file is none of an image network for
-            gray or RGB images.
+        UserError: if spandrel is not installed or cannot be imported, or the file does not hold a network for gray or
+            RGB images.
     """
     spandrel = import_spandrel("--model spandrel")
     try:
         described = spandrel.ModelLoader(device="cpu").load_from_file(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file: check the path") from None
+        raise UserError(f"{path}: no such file: check the path") from None
     except spandrel.UnsupportedModelError:
         raise UserError(
-            f"{path}: spandrel recognises no network in it: give another file, or --model for one of ours"
+            f"{path}: spandrel recognises no network in it: give another file, or the --model of this project"
         ) from None
-    except Exception as error:  # whatever the readers of three file formats and fifty architectures raise
+    except Exception as error:  # readers of three file formats and fifty architectures raise many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: spandrel cannot read it ({reason[:200]}): give another file") from None
     if not isinstance(described, spandrel.ImageModelDescriptor):

@@ -12,17 +12,17 @@ from .errors import UserError
 
 @contextmanager
 def open_regular(path: Path | str) -> Iterator[BinaryIO]:
-    """Opens a regular file, or a link to one, for reading: a pipe would be waited for, and some devices never end.
+    """Opens a regular file, or a link to one, for reading: a pipe may never come to its end, nor a device.
 
     Raises:
         UserError: if it is anything else.
-        OSError: as `open` raises it, if it is a folder, is not there or may not be read.
+        OSError: as raised by `open`, for a folder, a missing file or missing permissions.
     """
     path = os.fspath(path)
-    kind = os.stat(path).st_mode  # before it is opened, which may mean something to a device
+    kind = os.stat(path).st_mode  # before it is opened: opening may already act on a device
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
         raise UserError(f"{path}: is {_kind(kind)}, expected a regular file: copy what it holds into one")
-    # A pipe may have taken its place since: it is not waited for.
+    # O_NONBLOCK: a pipe may have replaced the file since then.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         if not stat.S_ISREG(kind := os.fstat(file.fileno()).st_mode):
             raise UserError(f"{path}: is {_kind(kind)}, expected a regular file: copy what it holds into one")

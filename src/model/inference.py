@@ -12,19 +12,22 @@ from .errors import says_out_of_memory
 Network = Callable[[torch.Tensor], torch.Tensor]
 
 CHOP_MARGIN = 10  # LR pixels that each quadrant reaches beyond the middle
-# LR pixels that are run as one batch at most: twice as fast for four of 24x24, no gain from four of 128x128 on.
+# LR pixels of a batch at most: four images of 24x24 run twice as fast together, four of 128x128 no faster.
 BATCHED = 2**16
 
 
 def chop(model: Network, image: torch.Tensor, scale: int) -> torch.Tensor:
     """EDSR's memory-saving inference: four overlapping quadrants, each run alone, pasted at the middle.
 
-    Published scores with `--chop` were taken this way. A network with global statistics, such as KRGN's channel
-    attention, gives other values than on the whole image, so this is part of the protocol, not only a saving.
-    A side of 2 * `CHOP_MARGIN` pixels or less is not cut at all: there each "half" is the whole side.
+    Published scores with `--chop` were measured this way (EDSR-PyTorch's `forward_chop`). A network with global
+    statistics, such as KRGN's channel attention, gives other values than on the whole image, so this is part of the
+    protocol and not only a saving. A side of 2 * `CHOP_MARGIN` pixels or less is not cut: both "halves" are all of it.
 
     Args:
         image: (N, C, H, W), any H, W >= 1.
+
+    Returns:
+        (N, C', scale * H, scale * W).
     """
     height, width = image.shape[-2:]
     across, down = _halves(width), _halves(height)
@@ -41,7 +44,7 @@ def chop(model: Network, image: torch.Tensor, scale: int) -> torch.Tensor:
 
 
 def together(model: Network, images: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The model's outputs for images of one shape, which run as one batch where they are small."""
+    """The model's outputs for images of one shape; small images run as one batch."""
     if len(images) * images[0][:, 0].numel() <= BATCHED:
         try:
             return list(model(torch.cat(images)).split(len(images[0])))
@@ -59,13 +62,19 @@ def _halves(size: int) -> list[tuple[int, int, int, int]]:
 
 
 def self_ensemble(model: Network, image: torch.Tensor, batched: bool = True) -> torch.Tensor:
-    """The mean of the network's outputs over the eight flips and rotations of the image (EDSR+), undone again.
+    """The mean of the network's outputs for the eight flips and rotations of the image, each undone: EDSR's geometric
+    self-ensemble (arXiv 1707.02921, section 3.4).
 
-    Runs on the image's device; averages in float32 at least. With `batched`, small images run four at a time.
+    Args:
+        image: (N, C, H, W), on the network's device.
+        batched: small images run four at a time.
+
+    Returns:
+        (N, C', scale * H, scale * W), in float32 at least, in which the mean is taken.
     """
-    total = None
-    for odd in (0, 1):  # quarter turns exchange height and width
-        ways = [(turns, mirrored) for turns in (odd, odd + 2) for mirrored in (False, True)]
+    total: torch.Tensor | None = None
+    for quarter in (0, 1):  # a quarter turn exchanges height and width
+        ways = [(turns, mirrored) for turns in (quarter, quarter + 2) for mirrored in (False, True)]
         views = [torch.rot90(image.flip(-1) if mirrored else image, turns, dims=(-2, -1)) for turns, mirrored in ways]
         outs = together(model, views) if batched else map(model, views)
         for out, (turns, mirrored) in zip(outs, ways, strict=True):
@@ -73,4 +82,5 @@ def self_ensemble(model: Network, image: torch.Tensor, batched: bool = True) -> 
             out = torch.rot90(out, -turns, dims=(-2, -1))
             out = out.flip(-1) if mirrored else out
             total = out if total is None else total + out
+    assert total is not None
     return total / 8

@@ -8,8 +8,8 @@ from pathlib import Path
 def available_memory(root: Path = Path("/")) -> int | None:
     """Bytes of main memory that this process may still take; None if unknown.
 
-    The least of what the machine has, what each control group above this process has left (a container's, a batch
-    system's job; versions 1 and 2), and what `ulimit -v` and `-d` leave.
+    The minimum of what is free on the machine, in each control group above this process (of a container or a batch job;
+    versions 1 and 2), and under `ulimit -v` and `-d`.
 
     Args:
         root: where /proc and /sys/fs/cgroup are looked for.
@@ -22,9 +22,9 @@ def available_memory(root: Path = Path("/")) -> int | None:
     for group, limit, usage, cache in _memory_groups(root):
         with suppress(OSError, ValueError):
             most = (group / limit).read_text().strip()
-            if most != "max" and int(most) < 2**60:  # version 1 writes a number of pages that no machine has
+            if most != "max" and int(most) < 2**60:  # version 1 writes a huge number for no limit
                 kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                # A cache of files gives way.
+                # The cache of files is dropped when memory is needed.
                 free.append(int(most) - int((group / usage).read_text()) + int(kept.get(cache, 0)))
     free += _left_of_limits(root)
     return max(0, min(free))
@@ -32,7 +32,7 @@ def available_memory(root: Path = Path("/")) -> int | None:
 
 def _memory_groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:
     """The control groups of this process for memory, innermost first: folder, names of the files with limit and usage,
-    and name of the cache that gives way in memory.stat."""
+    and name in memory.stat of the cache that can be dropped."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -48,7 +48,7 @@ def _memory_groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:
         else:
             continue
         for mount in mounts:
-            # In a container the path is that of the host, and what is mounted is the group itself.
+            # In a container the path is the host's, and the mounted folder is the group itself.
             group = mount / path.strip("/")
             while group != mount and mount in group.parents:
                 yield group, *names
@@ -57,7 +57,7 @@ def _memory_groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:
 
 
 def _left_of_limits(root: Path) -> list[int]:
-    """What `ulimit -v` and `ulimit -d` leave of address space and data."""
+    """Bytes that `ulimit -v` and `ulimit -d` leave of address space and data."""
     try:
         import resource  # not on Windows
 

@@ -1,7 +1,7 @@
-"""In which precision a network runs, and what the processor makes of it: `--precision single, half, bf16, auto`.
+"""The precision in which a network runs, `--precision single, half, bf16, auto`, and what it costs on this processor.
 
-Mixed precision is torch's autocast: weights stay float32, products are in the lower type, and what needs float32 keeps
-it (`common.in_float32`, the statistics of the attention, the kernels' recalibration).
+Mixed precision is torch's autocast: weights stay float32, products are computed in the lower precision, and operations
+that need float32 keep it (`common.in_float32`, the statistics of the attention, the recalibration of kernels).
 """
 
 import logging
@@ -16,7 +16,7 @@ from .compat import cpu_capabilities
 log = logging.getLogger("krgn")
 
 AUTOCAST = {"half": torch.float16, "bf16": torch.bfloat16}
-SIDE = 192  # of the matrices that are timed; a CPU that emulates a type takes tens of milliseconds for them
+SIDE = 192  # of the matrices that are timed; a CPU that emulates a dtype takes tens of milliseconds for them
 NATIVE = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "arm_bf16")  # names in torch's list of a CPU's capabilities
 
 
@@ -33,7 +33,7 @@ class InPrecision(nn.Module):
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which the network runs for the precision single, half or bf16."""
+    """The context in which a network runs in the precision "single", "half" or "bf16"."""
     return torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST)
 
 
@@ -44,8 +44,11 @@ def to_network(images: torch.Tensor, device: torch.device, rgb_range: float) -> 
 
 
 def resolve(precision: str, device: torch.device) -> str:
-    """single, half or bf16: "auto" is bf16 where the device has instructions for it, else single. The log says which,
-    and what a lower precision costs on a CPU that emulates it."""
+    """The precision "single", "half" or "bf16" that is meant: "auto" is bf16 where the device has instructions for it,
+    else single.
+
+    The log says which, and what a lower precision costs on a CPU that emulates it.
+    """
     asked = precision
     if asked == "auto":
         precision = "bf16" if is_native(device) else "single"
@@ -55,7 +58,7 @@ def resolve(precision: str, device: torch.device) -> str:
         name = "bfloat16" if dtype == torch.bfloat16 else "float16"
         slower = "; --precision single is faster" if asked == precision and speed(dtype) < 1 else ""
         log.info("%s: %s, products run at %.2g times float32's speed here%s", name, how, speed(dtype), slower)
-    # "single" means float32 all through; beside half precision cuDNN may round the factors of its products.
+    # "single" means float32 throughout; with half precision cuDNN may round the factors of its products to TF32.
     torch.backends.cudnn.allow_tf32 = precision != "single"
     if asked == "auto":
         log.info("--precision auto: %s", precision)
@@ -71,9 +74,18 @@ def is_native(device: torch.device) -> bool:
 
 @cache
 def cpu_features() -> tuple[str, ...]:
-    """What torch says the CPU can do that matters here: avx2, avx512_bf16, amx_tile, vnni and the like."""
+    """The CPU's instruction sets that matter here, in torch's names: avx2, avx512_bf16, amx_tile, vnni and others."""
     names = cpu_capabilities()
-    shown = ("avx2", "avx512_f", "avx512_vnni", "avx_vnni", "avx512_fp16", "amx_tile", "amx_int8", "amx_fp16")
+    shown: tuple[str, ...] = (
+        "avx2",
+        "avx512_f",
+        "avx512_vnni",
+        "avx_vnni",
+        "avx512_fp16",
+        "amx_tile",
+        "amx_int8",
+        "amx_fp16",
+    )
     shown += ("neon", "asimd", "sve", "sve2", "i8mm", *NATIVE)
     return tuple(name for name in dict.fromkeys(shown) if name in names)
 
@@ -83,7 +95,7 @@ def speed(dtype: torch.dtype) -> float:
     """How many times faster than in float32 a product of two matrices runs in `dtype` on this CPU, measured once."""
     seconds = {}
     for kind in (torch.float32, dtype):
-        a, b = (torch.full((SIDE, SIDE), 0.5, dtype=kind) for _ in range(2))  # no random numbers: they are a run's
+        a, b = (torch.full((SIDE, SIDE), 0.5, dtype=kind) for _ in range(2))  # random numbers belong to the run
         times = []
         for _ in range(4):
             begun = time.perf_counter()

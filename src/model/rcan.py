@@ -24,7 +24,7 @@ UNSEEN: dict = {}  # hyper-parameters that a state dict does not show: none
 class ChannelAttention(nn.Module):
     """Weights each channel by its mean over H and W: C -> C / `reduction` -> C, sigmoid.
 
-    The mean is global, so the output of a tile differs from that part of the whole image's.
+    The mean is global, so the output for a tile differs from that part of the whole image's.
     """
 
     def __init__(self, *, n_feats: int, reduction: int):
@@ -78,7 +78,7 @@ class RCAN(nn.Module):
         n_resgroups: the number of residual groups.
         n_resblocks: RCABs in each group.
         n_feats: C, the number of feature channels.
-        reduction: what the attention divides the channels by.
+        reduction: factor by which the attention reduces the channels.
         n_colors: channels of the image.
         rgb_range: the image's value range, for the mean shift.
 
@@ -133,7 +133,7 @@ def structure(state: dict[str, torch.Tensor]) -> dict:
     A `reduction` that does not divide `n_feats` is read as the largest one that builds the same network.
 
     Raises:
-        KeyError: if `state` is not that of an RCAN.
+        KeyError: if `state` is not an RCAN's.
     """
     n_feats, n_colors = state["head.0.weight"].shape[:2]
     squeezed = state["body.0.body.0.body.3.conv_du.0.weight"].shape[0]

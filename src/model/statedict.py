@@ -1,8 +1,8 @@
-"""The weights in whatever a trainer saved: which of the things in a file is the state dict, and what its names are.
+"""Finds the weights in whatever a trainer saved: which part of a file is the state dict, and what its names are.
 
-Trainers wrap a state dict in one or two more (`_NAMES`), keep counters beside its tensors, prefix all names by those of
-the network's wrappers (`_PREFIXES`), and put discriminators and losses beside the generator. No file is touched here,
-and nothing is known of any network but what the caller says.
+Trainers wrap a state dict in one or two dicts (`_NAMES`), keep counters beside its tensors, prefix all names with those
+of the network's wrappers (`_PREFIXES`), and put discriminators and losses beside the generator. No file is touched
+here, and nothing is known about any network except what the caller passes.
 """
 
 import logging
@@ -16,8 +16,17 @@ from .errors import UserError, printable
 log = logging.getLogger("krgn")
 
 # Moving averages come first: they are what is released. Names of BasicSR, KAIR, timm, Lightning, lucidrains and others.
-_AVERAGES = ("params_ema", "params-ema", "ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "netE")
-_PLAIN = (
+_AVERAGES: tuple[str, ...] = (
+    "params_ema",
+    "params-ema",
+    "ema",
+    "model_ema",
+    "ema_model",
+    "ema_state_dict",
+    "state_dict_ema",
+    "netE",
+)
+_PLAIN: tuple[str, ...] = (
     "params",
     "state_dict",
     "model_state_dict",
@@ -31,41 +40,52 @@ _PLAIN = (
 )
 _PLAIN += ("gen", "G", "g", "network", "net_state_dict", "weights", "module", "sr_model", "student")
 _NAMES = (*_AVERAGES, *_PLAIN)
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "generator.", "net_g.", "netG.", "ema_model.")
+_PREFIXES: tuple[str, ...] = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "net.",
+    "network.",
+    "generator.",
+    "net_g.",
+    "netG.",
+    "ema_model.",
+)
 _PREFIXES += ("online_model.", "sr_model.", "_forward_module.")
 _COUNTERS = ("n_averaged", "num_updates", "initted", "step", "decay", "num_batches_tracked")
 
 State = dict[str, torch.Tensor]
 
 
-def find(content, path: str, *, fits: Callable[[State], bool] = lambda _: False) -> State:
-    """The state dict in what a file holds: names without wrappers' prefixes, float32 or float64 tensors without NaN.
+def find(content: object, path: str, *, fits: Callable[[State], bool] = lambda _: False) -> State:
+    """The state dict in the content of a file: names without wrappers' prefixes, finite float32 tensors.
 
     Args:
-        content: what was read, of tensors and plain values.
+        content: what was read: tensors and plain values.
         path: of the file, for messages.
-        fits: whether a state dict is of a network that the caller knows; tells a generator from what lies beside it.
+        fits: whether a state dict belongs to a network that the caller knows; it tells a generator from other networks
+            in the file.
 
     Raises:
-        UserError: if there is no state dict, or its tensors are no weights: integers, sparse, quantised, expanded,
+        UserError: if there is no state dict, or its tensors are not weights: integers, sparse, quantised, expanded,
             empty, complex, not finite.
     """
     found = _inside(content, path)
     if found is None:
         there = ", ".join(printable(name) for name in list(content)[:5]) if isinstance(content, Mapping) else "no names"
         raise UserError(
-            f"{path}: holds no state dict, expected names with their tensors, but has {there or 'nothing'}: "
+            f"{path}: holds no state dict, expected names with their tensors, got {there or 'nothing'}: "
             "give a file of weights"
         )
     state = _stripped(_without_counters(found))
     if not fits(state):
         state = _generator(state, path, fits)
     for name, tensor in state.items():
-        _refuse_odd(f"{path}: {printable(name)}", tensor)
+        _check_is_weight(f"{path}: {printable(name)}", tensor)
     return _as_float(state, path)
 
 
-def _inside(content, path: str, depth: int = 0) -> Mapping | None:
+def _inside(content: object, path: str, depth: int = 0) -> Mapping | None:
     """The state dict in `content` or up to two levels below."""
     if not isinstance(content, Mapping):
         return None
@@ -78,14 +98,14 @@ def _inside(content, path: str, depth: int = 0) -> Mapping | None:
         chosen = next(iter(within))
         rest = [name for name in within if name not in _AVERAGES]
         if chosen in _AVERAGES and rest:
-            log.info("%s: the averaged weights are taken (%s, not %s)", path, chosen, rest[0])
+            log.info("%s: using the averaged weights (%s, not %s)", path, chosen, rest[0])
         return within[chosen]
     others = [found for value in content.values() if (found := _inside(value, path, depth + 1)) is not None]
     return others[0] if len(others) == 1 else None
 
 
 def _is_state(content: Mapping) -> bool:
-    """Whether names have tensors, and nothing but numbers stands beside them."""
+    """Whether `content` maps names to tensors, with nothing beside them but numbers and text."""
     return (
         all(isinstance(name, str) for name in content)
         and any(torch.is_tensor(value) and value.dim() > 0 for value in content.values())
@@ -96,7 +116,7 @@ def _is_state(content: Mapping) -> bool:
 
 
 def _without_counters(content: Mapping) -> State:
-    def counts(name: str, value) -> bool:
+    def counts(name: str, value: object) -> bool:
         return not torch.is_tensor(value) or (value.numel() == 1 and name.rpartition(".")[2] in _COUNTERS)
 
     return {name: value for name, value in content.items() if not counts(name, value)}
@@ -109,7 +129,7 @@ def _stripped(state: State) -> State:
 
 
 def _generator(state: State, path: str, fits: Callable[[State], bool]) -> State:
-    """The part under one first name that fits, of a file with a discriminator or losses beside it; else `state`."""
+    """The part of `state` under one first name that fits, if a discriminator or losses are beside it; else `state`."""
     parts: dict[str, State] = {}
     for name, tensor in state.items():
         first, _, rest = name.partition(".")
@@ -119,12 +139,12 @@ def _generator(state: State, path: str, fits: Callable[[State], bool]) -> State:
     chosen = averaged if len(averaged) == 1 else list(fitting)
     if len(chosen) != 1 or len(parts) == 1:
         return state
-    log.info("%s: %s is taken, not %s", path, chosen[0], ", ".join(first for first in parts if first != chosen[0]))
+    log.info("%s: using %s, not %s", path, chosen[0], ", ".join(first for first in parts if first != chosen[0]))
     return fitting[chosen[0]]
 
 
-def _refuse_odd(name: str, tensor: torch.Tensor) -> None:
-    """Raises UserError if a tensor is not what a network's weights are."""
+def _check_is_weight(name: str, tensor: torch.Tensor) -> None:
+    """Raises UserError if a tensor cannot be a weight of a network."""
     kind = None
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         kind = f"a {type(tensor).__name__}"
@@ -149,8 +169,8 @@ def _refuse_odd(name: str, tensor: torch.Tensor) -> None:
 
 
 def _as_float(state: State, path: str) -> State:
-    """Half precision as float32, which networks here are built in."""
+    """The state dict in float32, the dtype in which networks are built here."""
     kinds = {tensor.dtype for tensor in state.values()} - {torch.float32}
     if kinds:
-        log.info("%s: weights in %s are used as float32", path, ", ".join(sorted(str(kind)[6:] for kind in kinds)))
+        log.info("%s: weights in %s are converted to float32", path, ", ".join(sorted(str(kind)[6:] for kind in kinds)))
     return {name: tensor.float() for name, tensor in state.items()}

@@ -7,8 +7,9 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
@@ -19,36 +20,37 @@ from .files import open_regular
 
 
 def parse_safetensors(content: bytes) -> dict:
-    """A safetensors file in the form of this framework's checkpoints; a bare state dict if its metadata has no facts.
+    """The content of a safetensors file as a checkpoint of this project; a bare state dict if it has no facts.
 
     Raises:
-        safetensors.SafetensorError, ValueError: if it is damaged, or its tensors have another SHA-256 than it says.
+        safetensors.SafetensorError, ValueError: if it is damaged, or its tensors have another SHA-256 than it states.
     """
     state = safetensors.torch.load(content)
     size = int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-    if metadata.get("sha256", said := hashlib.sha256(memoryview(content)[8 + size :]).hexdigest()) != said:
-        raise ValueError("its tensors have another SHA-256 than it says")
+    digest = hashlib.sha256(memoryview(content)[8 + size :]).hexdigest()
+    if metadata.get("sha256", digest) != digest:
+        raise ValueError("its tensors do not have the SHA-256 in its metadata")
     if "facts" not in metadata:
         return state
     return {"format": metadata.get("format"), "facts": json.loads(metadata["facts"]), "model": state}
 
 
-MOST_WEIGHTS = 16 * 2**30  # bytes of a file
+MOST_WEIGHTS = 16 * 2**30  # bytes of a file at most
 
 
 def load_tensors(path: Path) -> dict:
-    """Reads a torch or safetensors file of tensors and plain values onto the CPU, told by its content, not its name.
+    """Reads a torch or safetensors file of tensors and plain values onto the CPU; its content tells which it is.
 
-    Nothing in the file is ever run. Checksums are verified. Of more types than tensors and plain values, only those of
-    `_HARMLESS` are read.
+    Nothing in the file is run. Checksums are verified. Beside tensors and plain values only the types in `_HARMLESS`
+    are read.
 
     Raises:
-        UserError: if the file is missing, damaged, no regular file, or holds anything else.
+        UserError: if the file is missing, damaged, not a regular file, or holds anything else.
     """
     try:
         with open_regular(path) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old pickles, which load or are refused all the same
+            warnings.simplefilter("ignore")  # about old pickles, which are read or refused in any case
             size = os.fstat(file.fileno()).st_size
             if size > MOST_WEIGHTS:
                 raise UserError(
@@ -65,9 +67,9 @@ def load_tensors(path: Path) -> dict:
                 return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         released = "" if path.suffix else "; released weights are named like KRGN_x4"
-        raise UserError(f"{path}: there is no such file: check the path{released}") from None
+        raise UserError(f"{path}: no such file: check the path{released}") from None
     except PermissionError:
-        raise UserError(f"{path}: may not be read: change its permissions") from None
+        raise UserError(f"{path}: no permission to read it: change its permissions") from None
     except IsADirectoryError:
         best = "model/model_best.pt" if (path / "model").is_dir() else "model_best.pt"
         raise UserError(f"{path}: is a folder, expected a file of weights such as {path / best}") from None
@@ -92,8 +94,10 @@ def _damaged(path: Path) -> str:
 
 
 def _check_archive(file: BinaryIO, size: int) -> None:
-    """Raises an exception unless the members of torch's zip archive are what it says of them: their sizes, which are
-    read before their content, and their checksums, which torch itself does not look at."""
+    """Raises an exception unless the members of torch's zip archive have the sizes and checksums in its directory.
+
+    Sizes are checked before any content is read; torch itself does not look at checksums.
+    """
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if len({member.filename for member in members}) < len(members):
@@ -103,13 +107,13 @@ def _check_archive(file: BinaryIO, size: int) -> None:
         if sum(member.file_size for member in members) > size:
             raise ValueError("members are larger than the file")
         for member in members:
-            with archive.open(member) as content:  # raises BadZipFile at the end of one whose checksum is another
+            with archive.open(member) as content:  # raises BadZipFile at its end if the checksum differs
                 while content.read(2**20):
                     pass
 
 
 class _Dtype:
-    """NumPy's dtype, of numbers and text alone."""
+    """A stand-in for NumPy's dtype, of numbers and text alone."""
 
     def __init__(self, text: str = "f8", *_):
         self.kind = np.dtype(text)
@@ -122,14 +126,14 @@ class _Dtype:
 
 
 class _Array:
-    """NumPy's array, whose values are not needed."""
+    """A stand-in for NumPy's array, whose values are not needed."""
 
     def __setstate__(self, _state):
         pass
 
 
 class _Plain:
-    """An object with attributes, which are not needed."""
+    """A stand-in for an object with attributes, which are not needed."""
 
     def __setstate__(self, _state):
         pass
@@ -144,7 +148,8 @@ def _joined(*parts) -> str:
     return os.path.join("", *map(str, parts))
 
 
-_HARMLESS = [
+# Types that trainers save beside weights, each with a function that takes its place: nothing of the real one is run.
+_HARMLESS: list[tuple[Callable[..., Any], str]] = [
     (lambda text, _encoding: text.encode("latin1"), "_codecs.encode"),
     (_Plain, "argparse.Namespace"),
     (_Plain, "types.SimpleNamespace"),

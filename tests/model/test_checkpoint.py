@@ -283,7 +283,7 @@ def test_averaged_weights_are_preferred_and_that_is_said(name, caplog):
         logging.getLogger("krgn").propagate = True
         found = unpack({"params": state, name: averaged(state)}, "weights").state
     assert torch.equal(found["head_conv.weight"], state["head_conv.weight"] * 0.5)
-    assert f"the averaged weights are taken ({name}, not params)" in caplog.text
+    assert f"using the averaged weights ({name}, not params)" in caplog.text
 
 
 def test_half_precision_is_used_as_float32():
