@@ -31,7 +31,7 @@ LEVELS = [
     {"deploy.formats"},
     {"data", "runtime.experiment"},
     {"evaluation.evaluate", "deploy.measure", "deploy.isolated"},
-    {"speed"},
+    {"evaluation.kernels", "speed"},
     {"deploy.report"},
     {"deploy.folder"},
     {"train.trainer"},
