@@ -24,8 +24,8 @@ from torch import nn
 from tqdm import tqdm
 
 from data import resize
+from data.color import to_tensor
 from data.image import list_images, read_image
-from data.srdata import to_tensor
 from deploy import formats
 from deploy.fold import comparison_images, describe_input, write_folded
 from deploy.formats import FORMATS, Runner, Use

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from data import resize
+from data.color import to_tensor
 from data.image import read_image
-from data.srdata import to_tensor
 from model import MODELS
 from model.checkpoint import Checkpoint, model_of, rebuild, unpack
 from model.recalibration import fold

@@ -129,6 +129,8 @@ def checked_values(stored: dict) -> dict:
         if name == "help":
             continue
         values[name] = stored.get(name, action.default)
+        if name == "data_train":
+            values[name] = _without_zero_weights(values[name])
         if values[name] != action.default and not _reads_as(action, values[name]):
             raise OptionError(
                 f"the state has {name} {printable(repr(values[name]))[:100]}, which --{name} does not take: restore the file"
@@ -138,6 +140,13 @@ def checked_values(stored: dict) -> dict:
                 f"the state has {name} {printable(repr(values[name]))[:100]}, expected it as --{name} gives it: restore the file"
             )
     return values
+
+
+def _without_zero_weights(value):
+    """The value of --data_train in a state file: older ones store 0.0 where a set has no weight."""
+    if not (isinstance(value, tuple) and all(isinstance(each, tuple) and len(each) == 2 for each in value)):
+        return value  # damaged: refused by `_reads_as`
+    return tuple((None if weight == 0.0 else weight, name) for weight, name in value)
 
 
 def _reads_as(action: argparse.Action, value) -> bool:
@@ -249,7 +258,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of the data sets (default: dataset/ beside src/)")
     add("--dir_demo", default=str(_ROOT / "test"), metavar="DIR",
         help="folder of your own images for --data_test Demo (default: test/ beside src/)")
-    add("--data_train", type=_weighted_names, default=((0.0, "DIV2K"),), metavar="[W*]A+[W*]B",
+    add("--data_train", type=_weighted_names, default=((None, "DIV2K"),), metavar="[W*]A+[W*]B",
         help="training sets: folders of --dir_data in DIV2K's shape, or of any HR images; with weights, as in 3*DIV2K+1*Photos, patches come from the sets in these shares, without them each image counts the same (default DIV2K)")
     add("--data_test", type=_names, default=("DIV2K",), metavar="A+B",
         help="test sets: folders of --dir_data/benchmark, sets in DIV2K's shape, or Demo; the first one's PSNR chooses the best weights (default DIV2K)")
@@ -526,14 +535,14 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _weighted_names(text: str) -> tuple[tuple[float, str], ...]:
-    """((weight, name), …), with the weight 0 for all where none is given."""
+def _weighted_names(text: str) -> tuple[tuple[float | None, str], ...]:
+    """((weight, name), …); all weights are None where none is given."""
     weighted = [term.rpartition("*") for term in text.split("+")]
     names = _names("+".join(name for _, _, name in weighted))
     stars = [star for _, star, _ in weighted]
     if any(stars) and not all(stars):
         raise argparse.ArgumentTypeError(f"got {text!r}: give every set a weight, as in 3*DIV2K+1*Photos, or none")
-    weights = [number(above=0)(weight) if star else 0.0 for weight, star, _ in weighted]
+    weights = [number(above=0)(weight) if star else None for weight, star, _ in weighted]
     return tuple(zip(weights, names, strict=True))
 
 

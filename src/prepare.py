@@ -15,11 +15,13 @@ from pathlib import Path
 
 import torch
 
-from data import image as files
 from data import usable_cores
+from data.cache import cache_path, convert, is_fresh, open_cached
 from data.downloads.arrange import Set, Target, copy_all, is_name, locate, lr_images, plan
 from data.downloads.sources import open_source
-from data.srdata import Pair, checked, folders_of, make_lr, match, too_long
+from data.image import list_images, name_too_long
+from data.pairs import Pair, checked, folders_of, make_lr, match
+from data.parallel import for_each
 from option import Parser, path_flag, whole_number
 from option import build_parser as main_parser
 from runtime.errors import UserError, printable, run
@@ -106,7 +108,7 @@ def expanded(source: Path, dir_data: Path) -> list[Path]:
     """The source itself, or each of the sets in it if it is --dir_data, whose folders are sets and no set's parts."""
     if not (source.is_dir() and dir_data.is_dir() and source.samefile(dir_data)):
         return [source]
-    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and files.list_images(path, nested=True)]
+    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and list_images(path, nested=True)]
     return folders or [source]
 
 
@@ -119,7 +121,7 @@ def preview(each: Set, targets: list[Target], scales: tuple[int, ...]) -> None:
     for scale, name in missing:
         log.info("make %s", each.lr_folder / f"X{scale}" / f"{name}x{scale}.png")
     there = [*each.hr.values(), *(path for (_, name), path in each.lr.items() if name in hr)]
-    stale = [path for path in there if not files.is_fresh(files.cache_path(each.root, path), path)]
+    stale = [path for path in there if not is_fresh(cache_path(each.root, path), path)]
     log.info("decode %d images into %s", len(stale) + len(copied) + len(missing), each.root / "bin")
 
 
@@ -135,10 +137,7 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
     lr = lr_images(each.lr_folder)
     try:
         located = locate(each.root, each.for_tests)
-        pairs = {
-            scale: match(located.hr, each.lr_folder, scale, located.base, located.low, strict=False)
-            for scale in sorted({*scales, *(scale for scale, _ in lr)})
-        }
+        pairs = {scale: match(located, scale, strict=False) for scale in sorted({*scales, *(scale for scale, _ in lr)})}
     except UserError as error:  # nothing could be used, or two images have one name
         alone = f"{each.root}: has {len(lr)} LR images, but no HR images: prepare those too"
         problems.append(alone if lr and not each.hr_folder.exists() else str(error))
@@ -150,22 +149,22 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
             return str(error)
         if error.errno != errno.ENAMETOOLONG:
             raise error
-        return too_long(path)
+        return name_too_long(path)
 
     made: Counter[int] = Counter()
     good: list[int | None] = []  # None for each HR image that can be decoded, and the scale of each good pair
 
     def decode(path: Path) -> Path:
-        cache = files.cache_path(each.root, path)
-        if not files.is_fresh(cache, path):
-            files.convert(path, cache)
+        cache = cache_path(each.root, path)
+        if not is_fresh(cache, path):
+            convert(path, cache)
         return cache
 
     def finish(index: int) -> None:
         try:
             cache = decode(located.hr[index])
         except (UserError, OSError) as error:
-            problems.append(named(error, files.cache_path(each.root, located.hr[index])))
+            problems.append(named(error, cache_path(each.root, located.hr[index])))
             return
         good.append(None)
         for scale in pairs:
@@ -174,16 +173,16 @@ def complete(each: Set, scales: tuple[int, ...], n_threads: int, problems: list[
                 if not pair.lr.exists():
                     if scale not in scales or pair.name in each.disputed:
                         continue
-                    make_lr(pair, files.open_cached(cache), scale)
+                    make_lr(pair, open_cached(cache), scale)
                     made[scale] += 1
                 checked(pair, scale)
                 decode(pair.lr)
                 good.append(scale)
             except (UserError, OSError) as error:
-                problems.append(named(error, files.cache_path(each.root, pair.lr)))
+                problems.append(named(error, cache_path(each.root, pair.lr)))
 
     try:
-        files.for_each(finish, list(range(len(located.hr))), n_threads=n_threads, title=each.name)
+        for_each(finish, list(range(len(located.hr))), n_threads=n_threads, title=each.name)
     except OSError as error:
         path = Path(error.filename or each.root)
         path = path.parent if path.suffix == ".tmp" else path

@@ -1,6 +1,6 @@
 """Training: one step, the loop over epochs, and the state from which a run goes on exactly.
 
-A run is a sequence of batches whose content depends on their number and the seed alone (`data.srdata.TrainSet`), so
+A run is a sequence of batches whose content depends on their number and the seed alone (`data.TrainSet`), so
 the state is the weights, what the optimizer remembers, and how far the run has come. Several processes
 (`runtime/distributed.py`) run the same code on their parts of each batch and take every decision together.
 
@@ -23,8 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_value_, get_total_norm
 from tqdm import tqdm
 
-from data import train_batches
-from data.srdata import TestSet, TrainSet
+from data import TestSet, TrainSet, train_batches
 from evaluation.evaluate import Scores, evaluate_as_asked, protocol, to_network
 from loss import Loss
 from loss.perceptual import load_vgg19

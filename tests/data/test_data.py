@@ -15,9 +15,13 @@ import pytest
 import torch
 from PIL import Image, features
 
-from data import build_test_sets, build_train_set, resize, srdata, train_batches
+from data import TrainSet, build_test_sets, build_train_set, patches, resize, train_batches
 from data import image as files
-from data.srdata import ImageSet, TrainSet, cached, pair_up, to_tensor
+from data.cache import cache_path
+from data.color import to_tensor
+from data.folders import Located
+from data.pairs import ImageSet, cached, pair_up
+from data.png import decode_usual
 from evaluation.metrics import rgb_to_y
 from option import parse_args
 from runtime.errors import UserError
@@ -96,20 +100,20 @@ def test_colours_and_gray_become_what_the_network_takes():
 # --- LR images and pairs ---
 
 
-def hr_of(small_set: Path) -> tuple[list[Path], Path]:
-    root = small_set / "Small"
-    return files.list_images(root / "Small_train_HR"), root / "Small_train_LR_bicubic"
+def located(small_set: Path) -> Located:
+    folder = small_set / "Small/Small_train_HR"
+    return Located(files.list_images(folder), small_set / "Small/Small_train_LR_bicubic", folder)
 
 
 def test_missing_lr_images_are_made_once(small_set, caplog):
-    hr, lr = hr_of(small_set)
-    pairs = pair_up(hr, lr, 2, n_threads=2)
+    found = located(small_set)
+    pairs = pair_up(found, 2, n_threads=2)
     assert [pair.name for pair in pairs] == ["0001", "0002", "0003", "0004", "0005", "0006"]
     made = pairs[0].lr
-    assert made == lr / "X2/0001x2.png"
-    assert np.array_equal(files.read_image(made), resize.downscale(files.read_image(hr[0]), 2))
+    assert made == found.lr_folder / "X2/0001x2.png"
+    assert np.array_equal(files.read_image(made), resize.downscale(files.read_image(found.hr[0]), 2))
     before = made.stat().st_mtime_ns
-    pair_up(hr, lr, 2, n_threads=2)
+    pair_up(found, 2, n_threads=2)
     assert made.stat().st_mtime_ns == before
 
 
@@ -121,33 +125,33 @@ def test_hr_that_is_no_multiple_of_the_scale_is_cropped(small_set):
 
 
 def test_a_pair_that_does_not_fit_is_named(small_set):
-    hr, lr = hr_of(small_set)
-    files.write_png(lr / "X2/0003x2.png", np.zeros((10, 11, 3), np.uint8))
+    found = located(small_set)
+    files.write_png(found.lr_folder / "X2/0003x2.png", np.zeros((10, 11, 3), np.uint8))
     with pytest.raises(
         UserError, match=r"0003x2\.png: 11x10 pixels do not fit 0003\.png's 64x60 at x2: expected 32x30"
     ):
-        pair_up(hr, lr, 2, n_threads=1)
+        pair_up(found, 2, n_threads=1)
 
 
 def test_lr_images_that_are_there_may_be_of_another_format(small_set):
-    hr, lr = hr_of(small_set)
-    (lr / "X2").mkdir(parents=True)
-    Image.new("RGB", (32, 30), (1, 2, 3)).save(lr / "X2/0002x2.bmp")
-    assert pair_up(hr, lr, 2, n_threads=1)[1].lr.name == "0002x2.bmp"
+    found = located(small_set)
+    (found.lr_folder / "X2").mkdir(parents=True)
+    Image.new("RGB", (32, 30), (1, 2, 3)).save(found.lr_folder / "X2/0002x2.bmp")
+    assert pair_up(found, 2, n_threads=1)[1].lr.name == "0002x2.bmp"
 
 
 # --- decoded copies ---
 
 
 def image_set(small_set: Path) -> tuple[ImageSet, Path]:
-    return ImageSet("Small", pair_up(*hr_of(small_set), 2, n_threads=1)), small_set / "Small"
+    return ImageSet("Small", pair_up(located(small_set), 2, n_threads=1)), small_set / "Small"
 
 
 def test_decoded_copies_are_made_and_made_anew_when_outdated(small_set):
     original, root = image_set(small_set)
     copy = cached(original, root, reset=False, n_threads=2)
     path = original.pairs[0].hr
-    cache = files.cache_path(root, path)
+    cache = cache_path(root, path)
     assert cache == root / "bin/Small_train_HR/0001.png.npy"
     assert np.array_equal(copy.open(path), files.read_image(path))
     assert not copy.open(path).flags.writeable
@@ -173,7 +177,7 @@ def test_copies_that_cannot_be_right_are_made_anew(small_set, damage):
     original, root = image_set(small_set)
     path = original.pairs[0].hr
     cached(original, root, reset=False, n_threads=1)
-    cache = files.cache_path(root, path)
+    cache = cache_path(root, path)
     if damage == "truncated":
         cache.write_bytes(cache.read_bytes()[:300])
     else:
@@ -188,7 +192,7 @@ def test_a_conversion_that_fails_leaves_nothing_behind(small_set):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=r"0003\.png"):
         cached(original, root, reset=False, n_threads=2)
-    assert not files.cache_path(root, path).exists()
+    assert not cache_path(root, path).exists()
     assert not list((root / "bin").rglob("*.tmp"))
 
 
@@ -216,7 +220,7 @@ def test_several_processes_may_convert_at_once(small_set):
 def test_damaged_copies_are_refused_by_name(small_set, damage):
     original, root = image_set(small_set)
     copy = cached(original, root, reset=False, n_threads=1)
-    cache = files.cache_path(root, original.pairs[0].hr)
+    cache = cache_path(root, original.pairs[0].hr)
     if damage == "truncated":
         cache.write_bytes(cache.read_bytes()[:300])
     else:
@@ -267,7 +271,7 @@ def test_patches_are_aligned(small_set):
 
 def test_augmentation_reaches_all_eight_views(small_set, photo):
     """One image exactly as large as a patch: what remains random is the view."""
-    for path in hr_of(small_set)[0]:
+    for path in located(small_set).hr:
         files.write_png(path, photo[100:124, 100:124])
     samples = train_set(small_set)
     assert len({samples[k][1].numpy().tobytes() for k in range(200)}) == 8
@@ -318,7 +322,7 @@ def test_the_fast_decoder_and_pillow_agree(tmp_path, photo, mode, transparent):
     options = {"transparency": image.getpixel((3, 4))} if transparent else {}
     image.save(tmp_path / "image.png", **options)
     with open(tmp_path / "image.png", "rb") as file:
-        assert transparent or files._fast_png(file) is not None
+        assert transparent or decode_usual(file) is not None
     expected = np.asarray(image).reshape(*photo.shape[:2], -1)
     assert np.array_equal(files.read_image(tmp_path / "image.png"), expected)
     assert np.array_equal(files.read_image("image.png", (tmp_path / "image.png").read_bytes()), expected)
@@ -350,7 +354,7 @@ def test_maps_stay_and_are_bounded_and_no_file_stays_open(small_set, monkeypatch
     assert len(os.listdir("/proc/self/fd")) <= handles
     assert len(pickle.dumps(samples)) < 10_000  # what is mapped does not travel to a worker that is spawned
 
-    monkeypatch.setattr(srdata, "MAPS", 3)
+    monkeypatch.setattr(patches, "MAPS", 3)
     few = train_set(small_set)
     del samples
     assert all(torch.equal(few[k][1], hr) for k, hr in enumerate(expected))

@@ -12,8 +12,9 @@ from fuzz import images as fuzz
 from helpers import launch
 from PIL import Image, TiffImagePlugin
 
-from data import image as files
-from data.image import read_image, read_own, read_size, write_png
+from data import opening
+from data.cache import open_cached
+from data.image import read_header, read_image, read_own, read_size, write_png
 from evaluation import evaluate
 from runtime.errors import UserError
 
@@ -31,7 +32,7 @@ def png(width: int, height: int, *between: tuple[bytes, bytes], data: bytes = b"
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path, kind):
     path = tmp_path / "image.png"
     {"pipe": os.mkfifo, "device": lambda at: at.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](path)
-    for read in (read_image, read_own, read_size, files.read_header):
+    for read in (read_image, read_own, read_size, read_header):
         with pytest.raises(UserError, match=r"image\.png: (is a|cannot be read)"):
             read(path)
     if kind == "pipe":
@@ -45,7 +46,7 @@ def test_a_pipe_where_a_decoded_copy_belongs_is_replaced(small_set, photo):
     cache.parent.mkdir(parents=True)
     os.mkfifo(cache)
     with pytest.raises(UserError, match="is a pipe"):
-        files.open_cached(cache)
+        open_cached(cache)
     launch("--cpu", "--test_only", "--scale", "2", "--pre_train", "KRGN_x2", "--dir_data", small_set,
            "--data_test", "Small", "--data_range", "3-4/1-2",
            "--dir_experiment", small_set / "experiment", "--save", "one")  # fmt: skip
@@ -69,7 +70,7 @@ def test_too_many_open_files_names_the_file_and_the_limit(tmp_path, photo):
 
 
 def test_declared_sizes_are_checked_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "available_memory", lambda: 2**30)
+    monkeypatch.setattr(opening, "available_memory", lambda: 2**30)
     path = tmp_path / "bomb.png"
     path.write_bytes(png(40_000, 40_000))
     with pytest.raises(UserError, match=r"bomb\.png: 40000x40000 pixels need 17\.9 GiB .* 1\.0 are free"):
@@ -150,7 +151,7 @@ def test_settings_of_the_process_come_back(photo):
 
 def test_drawings_are_never_run():
     """Ghostscript would be started for it."""
-    with pytest.raises(UserError, match="no image of a known format"):
+    with pytest.raises(UserError, match="not an image of a known format"):
         read_image("image.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
 
 

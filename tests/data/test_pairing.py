@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import prepare
-from data import build_test_sets, build_train_set, pairing
+from data import build_test_sets, build_train_set
 from data.image import read_image, write_png
+from data.roles import unmark
 from option import parse_args
 from runtime.errors import UserError
 
@@ -241,8 +242,8 @@ def test_what_looks_like_pairs_is_refused(tmp_path, hr, lr):
 @pytest.mark.parametrize(
     ("hr", "lr", "words"),
     [
-        ("HR/{n}.png", "LR/other_{n}.png", "belong to no HR image"),
-        ("HR/{n}.png", "LR_bicubic/X2/img{n}x2.png", "belong to no HR image"),
+        ("HR/{n}.png", "LR/other_{n}.png", "have no HR image"),
+        ("HR/{n}.png", "LR_bicubic/X2/img{n}x2.png", "have no HR image"),
         ("HR/{n}.png", "LR_mild/X2/{n}.png|LR_wild/X2/{n}.png", "2 kinds of LR x2 images"),
         ("HR/{n}.png", "LR_wild/X2/{n}x2w1.png|LR_wild/X2/{n}x2w2.png", "2 LR x2 images of"),
         ("HR/{n}.png", "LR/{n}.npy", "no image"),
@@ -387,4 +388,4 @@ def test_lr_folders_without_lr_images(tmp_path, place, kind):
 def test_marks_of_names(stem, expected):
     if stem == "a@2x":
         expected = ("a", None, False, 2)
-    assert pairing.unmark(stem) == expected
+    assert unmark(stem) == expected

@@ -17,12 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from data import benchmark, div2k, pairing
-from data import image as files
+from data import folders
 from data.downloads import layouts
 from data.downloads.sources import Member, Source
+from data.image import name_too_long, read_bytes, read_image, read_size
 from data.listing import Listing, is_image
-from data.srdata import too_long
+from data.matching import nearest
+from data.parallel import for_each
+from data.roles import role_of
 from runtime.errors import UserError, printable
 from runtime.files import write_bytes
 
@@ -70,9 +72,9 @@ class Target:
     origin: Member | None = None
 
 
-def locate(root: Path, for_tests: bool) -> div2k.Located:
+def locate(root: Path, for_tests: bool) -> folders.Located:
     """The files of a set, as main.py finds them."""
-    return benchmark.locate(root) if for_tests else div2k.locate(root)
+    return folders.locate_benchmark(root) if for_tests else folders.locate(root)
 
 
 def place(dir_data: Path, name: str, for_tests: bool) -> Set:
@@ -83,18 +85,18 @@ def place(dir_data: Path, name: str, for_tests: bool) -> Set:
         hr_folder, lr_folder = located.base, located.lr_folder
         hr = {located.name_of(path): path for path in located.hr}
         others = _low_images(located)
-    except div2k.NoImagesError:  # nothing there yet
+    except folders.NoImagesError:  # nothing there yet
         stem = "" if for_tests else f"{name}_train_"
         hr_folder, lr_folder, hr, others = root / f"{stem}HR", root / f"{stem}LR_bicubic", {}, {}
     return Set(name, for_tests, root, hr_folder, lr_folder, hr, others | lr_images(lr_folder))
 
 
-def _low_images(located: div2k.Located) -> dict[tuple[int, str], Path]:
+def _low_images(located: folders.Located) -> dict[tuple[int, str], Path]:
     """(scale, name) -> file, of LR images in places of the user's own."""
     found = {}
     scales = {file.scale for file in located.low.files}
     for scale in range(2, 10) if None in scales else sorted(scales):
-        for path, kinds in pairing.nearest(located.low, scale, files.read_size).of.items():
+        for path, kinds in nearest(located.low, scale, read_size).of.items():
             found[scale, located.name_of(path)] = kinds.get("bicubic", next(iter(kinds.values())))[0]
     return found
 
@@ -224,7 +226,7 @@ def _refuse_other_low(source: Source, hr: list[PurePosixPath]) -> None:
         UserError: if there are any.
     """
     for member in source.members:
-        low = [part for part in member.path.parts[:-1] if pairing.role_of(part).lr and pairing.role_of(part).sure]
+        low = [part for part in member.path.parts[:-1] if role_of(part).lr and role_of(part).sure]
         if low and is_image(member.path.name) and "bin" not in member.path.parts and member.path not in hr:
             raise UserError(
                 f"{source.path}: the LR images in {printable(low[0])} are not bicubic ones, and there are no others: "
@@ -250,7 +252,7 @@ def measured_scale(lr: Member, each: Set, name: str, hr: Member | None) -> int:
     if hr is None and name not in each.hr:
         raise UserError(f"{lr.label}: is an LR image, but not said of which scale: put it in a folder X2, X3 or X4")
     height, width = lr.size()
-    size = hr.size() if hr else files.read_size(each.hr[name])
+    size = hr.size() if hr else read_size(each.hr[name])
     scale = round(size[0] / height)
     if scale < 2 or (size[0] // scale, size[1] // scale) != (height, width):
         raise UserError(
@@ -279,7 +281,7 @@ def copy_all(targets: list[Target], *, n_threads: int, dry_run: bool, problems: 
             problems.append(f"{member.label}: {path} is there, of another name or origin: rename one of the two")
             return
         if len(os.fsencode(path.name)) > LONGEST_NAME:
-            problems.append(too_long(path))
+            problems.append(name_too_long(path))
             return
         if not dry_run:
             write_bytes(path, content)
@@ -293,7 +295,7 @@ def copy_all(targets: list[Target], *, n_threads: int, dry_run: bool, problems: 
         with room.taken(sum(2 * content + 3 * height * width for content, height, width in sizes)):
             settle(target)
 
-    files.for_each(settle_in_turn, targets, n_threads=n_threads, title="reading" if dry_run else "copying")
+    for_each(settle_in_turn, targets, n_threads=n_threads, title="reading" if dry_run else "copying")
     for target in targets if dry_run else ():
         if target.origin:
             log.info("copy %s -> %s", target.origin.label, target.path)
@@ -330,7 +332,7 @@ def choose(target: Target, problems: list[str]) -> tuple[Member, bytes] | None:
     if target.present and len(target.candidates) == 1:
         member = target.candidates[0][0]
         try:
-            if member.read() == files.read_bytes(target.path):
+            if member.read() == read_bytes(target.path):
                 return None
         except UserError as error:
             problems.append(str(error))
@@ -339,7 +341,7 @@ def choose(target: Target, problems: list[str]) -> tuple[Member, bytes] | None:
     for member, image in target.candidates:
         try:
             content = member.read()
-            decoded.append((files.read_image(member.label, content), member, image, content))
+            decoded.append((read_image(member.label, content), member, image, content))
         except UserError as error:
             problems.append(str(error))
     decoded.sort(key=lambda one: -one[0].size)
@@ -348,7 +350,7 @@ def choose(target: Target, problems: list[str]) -> tuple[Member, bytes] | None:
     kept, label = decoded[0][0], decoded[0][1].label
     if target.present:
         try:
-            kept, label = files.read_image(target.path), str(target.path)
+            kept, label = read_image(target.path), str(target.path)
         except UserError as error:
             problems.append(str(error))
             return None

@@ -18,8 +18,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from data import pairing
 from data.listing import is_image
+from data.matching import pairs_in, refuse_likely_pairs, refuse_unnamed_low
+from data.roles import File, SizeOf, sort_out
 
 BENCHMARKS = {
     "set5": "Set5",
@@ -84,7 +85,7 @@ class _Guess:
 
 
 def recognise(
-    name: str, paths: list[PurePosixPath], *, is_archive: bool = False, size: pairing.Size | None = None
+    name: str, paths: list[PurePosixPath], *, is_archive: bool = False, size: SizeOf | None = None
 ) -> tuple[list[Image], Counter[str]]:
     """What the files of a source are.
 
@@ -119,15 +120,15 @@ def recognise(
         else:
             guesses.append(guess)
     size = size or (lambda path: (1, 1))
-    guesses = _by_counterparts(guesses, pairing.sort_out([guess.path for guess in guesses], None, size))
+    guesses = _by_counterparts(guesses, sort_out([guess.path for guess in guesses], None, size))
     images, unused = _settle(guesses, passed_over)
     _refuse_unnamed([image.path for image in images if not image.lr], unused, size)
     return images, passed_over
 
 
-def _by_counterparts(guesses: list[_Guess], files: list[pairing.File]) -> list[_Guess]:
+def _by_counterparts(guesses: list[_Guess], files: list[File]) -> list[_Guess]:
     """What paths of LR and HR images say together, where one of them alone does not say what it is."""
-    pairs = pairing.pairs_in(files)
+    pairs = pairs_in(files)
     guess_of = {guess.path: guess for guess in guesses}
     sure = {pairs[file.path][0].path for file in files if file.lr and file.path in pairs and file.role.kind[:1] != "*"}
     vague = {file.path for file in files if file.lr and file.role.kind[:1] == "*"}  # cat_blur beside cat_HR and cat_LR
@@ -155,10 +156,10 @@ def _disagree(one: _Guess, hr: _Guess) -> bool:
     return one.lr is None or (one.set_name, one.folders, one.stem) != (hr.set_name, hr.folders, hr.stem)
 
 
-def _refuse_unnamed(hr: list[PurePosixPath], unused: list[PurePosixPath], size: pairing.Size) -> None:
-    files = pairing.sort_out([*hr, *unused], None, size)
-    pairing.refuse_likely_pairs(files[: len(hr)], size, "SOURCE")
-    pairing.refuse_unnamed_low(files[: len(hr)], files[len(hr) :], size)
+def _refuse_unnamed(hr: list[PurePosixPath], unused: list[PurePosixPath], size: SizeOf) -> None:
+    files = sort_out([*hr, *unused], None, size)
+    refuse_likely_pairs(files[: len(hr)], size, "SOURCE")
+    refuse_unnamed_low(files[: len(hr)], files[len(hr) :], size)
 
 
 def context(parts: tuple[str, ...]) -> str:
