@@ -528,7 +528,7 @@ def test_links_are_followed_once_and_loops_named(tmp_path, photo, said):
     names = ["a__0", "a__1", "a__2", "here__0", "one"]
     assert [pair.name for pair, _ in own(tmp_path).images] == names
     assert sorted(pair.name for pair in demo_set(folder).pairs if "bin" not in pair.name) == names
-    assert "again, above, up (a link to a folder that is read already)" in said.text.replace(
+    assert "again, above, up (a link to a folder that is already read)" in said.text.replace(
         "above, again", "again, above"
     )
 
@@ -537,11 +537,11 @@ def test_links_are_followed_once_and_loops_named(tmp_path, photo, said):
 def test_a_link_to_nothing_is_named(tmp_path, photo, place):
     files.write_png(tmp_path / place.replace("a.png", "b.png"), photo[:40, :50])
     (tmp_path / place).symlink_to(tmp_path / "nothing.png")
-    with pytest.raises(UserError, match=r"a\.png: is a link to nothing"):
+    with pytest.raises(UserError, match=r"a\.png: is a broken link"):
         build_test_sets(parse_args(test_flags(tmp_path, "--data_test", "Own", "--data_range", "1-1/1-1")))
     (tmp_path / place).unlink()
     (tmp_path / place).symlink_to(tmp_path / place)
-    with pytest.raises(UserError, match=r"a\.png: is a link to nothing"):
+    with pytest.raises(UserError, match=r"a\.png: is a broken link"):
         build_test_sets(parse_args(test_flags(tmp_path, "--data_test", "Own", "--data_range", "1-1/1-1")))
 
 
@@ -573,7 +573,7 @@ def test_names_that_are_no_text_are_refused_at_once(tmp_path, photo, place, name
         ("--data_test", "Own", "--data_range", "1-1/1-1"),
         ("--data_test", "Demo", "--dir_demo", str(tmp_path)),
     ):
-        with pytest.raises(UserError, match=r"caf\\udce9.*is no text \(UTF-8\): rename it") as raised:
+        with pytest.raises(UserError, match=r"caf\\udce9.*is not valid UTF-8: rename it") as raised:
             build_test_sets(parse_args(test_flags(tmp_path, *flags)))
         str(raised.value).encode()
     assert not list(tmp_path.rglob("*.npy"))

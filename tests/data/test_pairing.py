@@ -246,7 +246,7 @@ def test_what_looks_like_pairs_is_refused(tmp_path, hr, lr):
         ("HR/{n}.png", "LR_bicubic/X2/img{n}x2.png", "have no HR image"),
         ("HR/{n}.png", "LR_mild/X2/{n}.png|LR_wild/X2/{n}.png", "2 kinds of LR x2 images"),
         ("HR/{n}.png", "LR_wild/X2/{n}x2w1.png|LR_wild/X2/{n}x2w2.png", "2 LR x2 images of"),
-        ("HR/{n}.png", "LR/{n}.npy", "no image"),
+        ("HR/{n}.png", "LR/{n}.npy", "not an image"),
     ],
 )
 def test_lr_images_that_are_not_understood_are_named(tmp_path, hr, lr, words):
@@ -296,7 +296,7 @@ def test_nothing_is_made_for_images_whose_lr_images_are_not_understood(tmp_path,
         prepare.main(["--dir_data", str(tmp_path / "dataset"), str(tmp_path / "Own"), "--scale", "2"])
     made = tmp_path / "dataset/Own/Own_train_LR_bicubic/X2"
     assert sorted(path.name for path in made.iterdir()) == ["0002x2.png", "0003x2.png"]
-    assert "0001.png: 25x23 pixels are no whole fraction" in capsys.readouterr().out
+    assert "0001.png: 25x23 pixels are not a whole fraction" in capsys.readouterr().out
 
 
 def test_lr_images_of_another_scale_do_not_keep_any_from_being_made(tmp_path):
