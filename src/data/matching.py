@@ -1,7 +1,7 @@
 """Which LR image belongs to which HR image of a set, out of all that lie in its folder.
 
-`roles` says what each image is. Here pairs are found by names, and by sizes where no name says the scale. Anything that
-cannot be told for sure is refused: LR images are never trained on as HR, and none are made beside the user's own.
+`roles` says what each image is. Here pairs are found by names, and by sizes where no name says the scale. Anything
+that is not certain is refused: LR images are never trained on as HR, and none are made beside the user's own.
 """
 
 import re

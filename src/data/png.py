@@ -29,7 +29,7 @@ class PngHeader(NamedTuple):
 
 
 def png_header(content: bytes) -> PngHeader | None:
-    """The header at the beginning of `content`; None if that is no complete PNG header with a valid checksum.
+    """The header at the beginning of `content`; None if that is not a complete PNG header with a valid checksum.
 
     Pillow takes longer for it, which matters for sets of 100,000 images.
     """

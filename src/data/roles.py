@@ -1,4 +1,4 @@
-"""Which files are LR images and which are HR images, told from the names of folders and files below a set's folder.
+"""Which files are LR images and which are HR images, recognised by the names of folders and files below a set's folder.
 
     HR/0001.png             LR_bicubic/X2/0001x2.png, X2/0001.png, LR_unknown/0001_x2.png …  (DIV2K, Flickr2K, EDSR)
     GTmod12/baby.png        LRbicx4/baby.png, X4_sub/baby.png                                (BasicSR)

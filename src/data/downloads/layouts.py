@@ -1,4 +1,4 @@
-"""Which image of which set a downloaded file is, told from its path: published layouts, and folders of any images.
+"""Which image of which set a downloaded file is, recognised by its path: published layouts, and folders of any images.
 
     DIV2K_train_LR_bicubic/X4/0001x4.png    DIV2K, Flickr2K and any NAME_train_HR, NAME_valid_HR, NAME_HR
     benchmark/Set5/LR_bicubic/X2/babyx2.png EDSR's tree
@@ -106,7 +106,7 @@ class _Guess:
 
 
 class _Skipped(Exception):
-    """A file is no image of a set; the message says why."""
+    """A file is not an image of a set; the message says why."""
 
 
 def recognise(
@@ -211,7 +211,7 @@ def _guess(outer: list[str], path: PurePosixPath) -> _Guess:
     """What one path says, its folders read from the outermost inwards.
 
     Raises:
-        _Skipped: if it is no image of a set.
+        _Skipped: if it is not an image of a set.
     """
     guess = _Guess(path)
     below_benchmark = False
