@@ -192,6 +192,8 @@ def checked_values(stored: dict) -> dict:
         if name == "help":
             continue
         values[name] = stored.get(name, action.default)
+        if name == "data_train":
+            values[name] = _without_zero_weights(values[name])
         if values[name] != action.default and not _reads_as(action, values[name]):
             raise OptionError(
                 f"the state has {name} {printable(repr(values[name]))[:100]}, which --{name} does not take: restore the file"
@@ -201,6 +203,13 @@ def checked_values(stored: dict) -> dict:
                 f"the state has {name} {printable(repr(values[name]))[:100]}, expected it as --{name} gives it: restore the file"
             )
     return values
+
+
+def _without_zero_weights(value):
+    """The value of --data_train in a state file: older ones store 0.0 where a set has no weight."""
+    if not (isinstance(value, tuple) and all(isinstance(each, tuple) and len(each) == 2 for each in value)):
+        return value  # damaged: refused by `_reads_as`
+    return tuple((None if weight == 0.0 else weight, name) for weight, name in value)
 
 
 def _reads_as(action: argparse.Action, value) -> bool:
@@ -307,7 +316,7 @@ def _data_flags(add) -> None:
         help="folder of the data sets (default: dataset/ beside src/)")
     add("--dir_demo", default=str(_ROOT / "test"), metavar="DIR",
         help="folder of your own images for --data_test Demo (default: test/ beside src/)")
-    add("--data_train", type=weighted_sets, default=((0.0, "DIV2K"),), metavar="[W*]A+[W*]B",
+    add("--data_train", type=weighted_sets, default=((None, "DIV2K"),), metavar="[W*]A+[W*]B",
         help="training sets: folders of --dir_data in DIV2K's shape, or of any HR images; with weights, as in 3*DIV2K+1*Photos, patches come from the sets in these shares, without them each image counts the same (default DIV2K)")
     add("--data_test", type=plain_names, default=("DIV2K",), metavar="A+B",
         help="test sets: folders of --dir_data/benchmark, sets in DIV2K's shape, or Demo; the first one's PSNR chooses the best weights (default DIV2K)")

@@ -25,8 +25,9 @@ import numpy as np
 import torch
 
 from data import resize, usable_cores
-from data.demo import shortened
-from data.image import for_each, read_image, write_png
+from data.folders import shortened
+from data.image import read_image, write_png
+from data.parallel import for_each
 from evaluation.metrics import LUMA_NETWORK, protocol, psnr_ssim, rgb_to_y
 from reporting import figures  # before matplotlib, whose backend it chooses
 from reporting.tables import read_csv

@@ -18,7 +18,7 @@ DEFAULTS = {
     "n_threads": 6, "cpu": False, "n_GPUs": 1, "release_memory": False, "seed": 1,
     "precision": "single",
     "dir_data": str(ROOT / "dataset"), "dir_demo": str(ROOT / "test"),
-    "data_train": ((0.0, "DIV2K"),), "data_test": ("DIV2K",),
+    "data_train": ((None, "DIV2K"),), "data_test": ("DIV2K",),
     "data_range": ((1, 800), (801, 810)), "ext": "sep",
     "scale": 4, "patch_size": 192, "rgb_range": 255, "n_colors": 3,
     "no_augment": False, "model": "KRGN", "pre_train": "", "n_feats": 64, "n_resgroups": 9, "groups": 0, "dilation": 3,
@@ -59,7 +59,7 @@ def test_typed_values():
     assert options.loss == ((5.0, "L1"), (0.1, "MSE"))
     assert parse_args(["--loss", "5*VGG54+0.15*GAN"]).loss == ((5.0, "VGG54"), (0.15, "GAN"))
     assert parse_args(["--loss", "WGAN-GP"]).loss == ((1.0, "WGAN_GP"),)
-    assert parse_args(["--data_train", "A+B"]).data_train == ((0.0, "A"), (0.0, "B"))
+    assert parse_args(["--data_train", "A+B"]).data_train == ((None, "A"), (None, "B"))
     assert parse_args(["--data_train", "3*A+0.5*B"]).data_train == ((3.0, "A"), (0.5, "B"))
     assert tuple(options.betas) == (0.5, 0.9)
     assert options.data_range == ((1, 20), (21, 25))
@@ -165,8 +165,10 @@ def test_help_has_every_flag_with_an_explanation():
 
 def test_going_on_keeps_the_experiment_and_lets_the_rest_change():
     stored = parse_args("--scale 2 --lr 0.01 --epochs 5 --save run".split()).values()
+    stored["data_train"] = ((0.0, "DIV2K"),)  # as older state files have it
     options = continue_with(parse_args("--load run --epochs 9 --cpu --betas 0.9 0.999".split()), stored, ["lr"])
     assert (options.scale, options.lr, options.epochs, options.cpu, options.save) == (2, 0.01, 9, True, "run")
+    assert options.data_train == ((None, "DIV2K"),)
     with pytest.raises(OptionError, match=r"--lr 0.5.*0.01.*--override lr"):
         continue_with(parse_args("--load run --lr 0.5".split()), stored, [])
     # What the run's user wrote out stays meant, and so does what this one did.

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, program
 
 from compare import PUBLISHED
-from data.srdata import to_tensor
+from data.color import to_tensor
 from deploy.fold import comparison_images
 from model.checkpoint import rebuild, unpack
 from model.recalibration import is_recalibrated

@@ -1,13 +1,13 @@
-"""LR images worse than bicubic ones, made on the fly: blurred before they are shrunk, or JPEG-compressed afterwards.
+"""LR images worse than bicubic ones, made on the fly: HR is blurred before it is shrunk, LR is JPEG-compressed.
 
     bicubic              the LR images of the set
     bicubic+jpeg40       these, JPEG-compressed at quality 40
-    blur+bicubic         HR blurred by a Gaussian, then shrunk by MATLAB's recipe; its standard deviation is random,
-                         0.2 to `scale` HR pixels
+    blur+bicubic         HR blurred by a Gaussian with a random standard deviation of 0.2 to `scale` HR pixels, then
+                         shrunk by MATLAB's recipe (`resize`)
     blur1.6+bicubic      the same with a standard deviation of 1.6
     blur+bicubic+jpeg40  both
 
-The blur is SRMD's (arXiv 1712.06116): isotropic, 15x15. What is random comes from a generator that the caller seeds.
+The blur is SRMD's (arXiv 1712.06116): isotropic, 15x15. The caller seeds the random generator.
 """
 
 import io
@@ -27,12 +27,12 @@ LEAST_WIDTH = 0.2  # standard deviation of the narrowest blur, in HR pixels
 
 @dataclass(frozen=True)
 class Degradation:
-    """How LR comes from HR.
+    """How LR is made from HR.
 
     Args:
         blurred: whether HR is blurred first.
-        width: the blur's standard deviation in HR pixels, None for a random one.
-        quality: JPEG's, 1..100, None for no compression.
+        width: the blur's standard deviation in HR pixels; None for a random one.
+        quality: JPEG's, 1 to 100; None for no compression.
     """
 
     blurred: bool = False
@@ -41,52 +41,54 @@ class Degradation:
 
     @classmethod
     def parse(cls, text: str) -> "Degradation":
-        """From --degradation, whose form `option.py` has checked."""
+        """From the value of --degradation, whose form `option.py` has checked."""
         found = re.fullmatch(r"((blur)([\d.]*)\+)?bicubic(\+jpeg(\d+))?", text)
         return cls(bool(found[2]), float(found[3]) if found[3] else None, int(found[5]) if found[5] else None)
 
-    def window(self, lr: np.ndarray, hr: np.ndarray, box: tuple[slice, slice], scale: int, random) -> np.ndarray:
-        """A part of the degraded LR image, of which nothing else is computed.
+    def window(
+        self, lr: np.ndarray, hr: np.ndarray, box: tuple[slice, slice], scale: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """A part of the degraded LR image; nothing else of it is computed.
 
         Args:
             lr, hr: the set's images, uint8 (h, w, C) and (at least scale * h, at least scale * w, C).
             box: the rows and columns of LR that are wanted.
-            random: a NumPy generator.
 
         Returns:
-            uint8 (rows, columns, C). But for JPEG, whose blocks begin at the window's corner, it is that part of the
-            whole degraded image.
+            uint8 (rows, columns, C), equal to that part of the whole degraded image, except with JPEG, whose blocks
+            begin at the window's corner.
         """
         pixels = lr[box]
         if self.blurred:
-            width = random.uniform(LEAST_WIDTH, scale) if self.width is None else self.width
+            width = rng.uniform(LEAST_WIDTH, scale) if self.width is None else self.width
             pixels = _blurred_and_shrunk(hr, lr.shape, box, scale, width)
         return pixels if self.quality is None else jpeg(pixels, self.quality)
 
-    def whole(self, lr: np.ndarray, hr: np.ndarray, scale: int, random) -> np.ndarray:
+    def whole(self, lr: np.ndarray, hr: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:
         """The degraded LR image, uint8 like `lr`."""
-        return self.window(lr, hr, (slice(0, lr.shape[0]), slice(0, lr.shape[1])), scale, random)
+        return self.window(lr, hr, (slice(0, lr.shape[0]), slice(0, lr.shape[1])), scale, rng)
 
 
 BICUBIC = Degradation()
 
 
 def _blurred_and_shrunk(hr: np.ndarray, lr_shape, box: tuple[slice, slice], scale: int, width: float) -> np.ndarray:
-    # Pixels that the window's edge depends on: the blur's, and the 2 * scale that bicubic shrinking reaches.
+    """The pixels of LR in `box`, from HR blurred with standard deviation `width`."""
+    # Pixels beside the window that it depends on: the blur's radius, and the 2 * scale that bicubic shrinking reaches.
     margin = math.ceil(RADIUS / scale) + 3
     inner, outer = [], []
     for wanted, length in zip(box, lr_shape, strict=False):
         first, last = max(0, wanted.start - margin), min(length, wanted.stop + margin)
         outer.append(slice(first * scale, last * scale))
         inner.append(slice(wanted.start - first, wanted.stop - first))
-    # The part is taken out of the image only here, so a memory-mapped HR image is read no further.
+    # The image is sliced before anything else, so of a memory-mapped HR image only this part is read.
     blurred = gaussian_filter(hr[tuple(outer)].astype(np.float64), width, mode="reflect", radius=RADIUS, axes=(0, 1))
     blurred = np.floor(blurred + 0.5).astype(np.uint8)
     return resize.downscale(blurred, scale)[tuple(inner)]
 
 
 def jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
-    """uint8 (H, W, 1 or 3), encoded as JPEG and decoded."""
+    """Pixels, uint8 (H, W, 1 or 3), encoded as JPEG and decoded again."""
     buffer = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)).save(
         buffer, format="JPEG", quality=quality

@@ -1,7 +1,7 @@
-"""What lies in a folder: regular files, also in the folders below and behind links, and what is passed over.
+"""What lies in a folder: images, also in the folders below and behind links, and what is skipped.
 
-One walk for every program, so that all of them see the same images: each folder is read once, however many links lead
-to it, and what is no regular file (a pipe would be waited for) is never opened.
+One walk for every program, so that all of them see the same images. Each folder is read once, however many links lead
+to it, and only regular files are ever opened: opening a pipe would wait for its writer.
 """
 
 import functools
@@ -15,12 +15,12 @@ from PIL import Image
 
 from runtime.errors import UserError, printable
 
-# Formats that Pillow knows and that are no pictures, or pictures of which no pixels are stored.
+# Formats that Pillow knows but that are not pictures, or pictures without stored pixels.
 NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
-READ_ALREADY = "a link to a folder that is read already"
-BROKEN = "a link to nothing"
+READ_ALREADY = "a link to a folder that is already read"
+BROKEN = "a broken link"
 EMPTY = "an empty folder"
-NO_IMAGE = "no image that can be read here"
+NO_IMAGE = "not an image of a known format"
 
 
 @dataclass
@@ -29,14 +29,14 @@ class Listing:
 
     Args:
         images: sorted.
-        skipped: path -> why it is no image, in a few words; hidden files are not among them.
+        skipped: path -> why it is not an image, in a few words; hidden files are not among them.
     """
 
     images: list[Path] = field(default_factory=list)
     skipped: dict[Path, str] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """ "2 skipped: notes.txt (no image that can be read here) …", or nothing if none was."""
+        """What was skipped, as in "1 skipped: notes.txt (not an image of a known format)"; "" if nothing was."""
         if not self.skipped:
             return ""
         parts = []
@@ -58,24 +58,24 @@ def suffixes() -> frozenset[str]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name has the suffix of a picture."""
+    """Whether the name of a file has the suffix of a picture."""
     return os.path.splitext(name)[1].lower() in suffixes()
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is passed over without a word: hidden, or what macOS and Windows leave in folders."""
+    """Whether a file or folder is ignored silently: hidden, or what macOS and Windows leave in folders."""
     return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
 def scan(folder: Path, *, nested: bool = True, without: frozenset[Path] = frozenset()) -> Listing:
-    """The images right in `folder`, or also in the folders below it, and what is no image.
+    """The images directly in `folder`, or with `nested` also in the folders below it, and what is not an image.
 
     Args:
-        without: folders that are not looked into.
+        without: folders that are not read.
 
     Raises:
-        UserError: if a folder cannot be read, or the name of an image is no text (UTF-8): what is made of it could not
-            be named in tables and by all libraries.
+        UserError: if a folder cannot be read, or if the name of an image is not valid UTF-8: tables and some libraries
+            could not name what is made from it.
     """
     files, skipped = walk(folder, nested=nested, without=without)
     images = []
@@ -93,41 +93,41 @@ def _refuse_bytes(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"{printable(path)}: the name is no text (UTF-8): rename it, as convmv -f latin1 -t utf8 does"
+            f"{printable(path)}: the name is not valid UTF-8: rename it, as convmv -f latin1 -t utf8 does"
         ) from None
 
 
 def walk(
     folder: Path, *, nested: bool = True, without: frozenset[Path] = frozenset()
 ) -> tuple[list[Path], dict[Path, str]]:
-    """The regular files of a folder, and what else lies there: path -> what it is. Hidden ones are left out.
+    """The regular files of a folder, and everything else in it: path -> what it is. Hidden names are left out.
 
-    Links are followed, after all that lies there itself; one to a folder that was read, or that holds this one, is not.
+    Links to folders are followed after everything else is read, unless the folder was read already or holds this one.
 
     Raises:
         UserError: if a folder cannot be read.
     """
     files: list[Path] = []
-    odd: dict[Path, str] = {}
+    others: dict[Path, str] = {}
     try:
         seen = {_identity(parent) for parent in folder.resolve().parents}
         waiting, links = deque([folder]), deque()
         while waiting or links:
             here = waiting.popleft() if waiting else links.popleft()
             if (identity := _identity(here)) in seen:
-                odd[here] = READ_ALREADY
+                others[here] = READ_ALREADY
                 continue
             seen.add(identity)
             with os.scandir(here) as entries:
                 found = sorted((entry for entry in entries if not hidden(entry.name)), key=lambda entry: entry.name)
             if not found:
-                odd[here] = EMPTY
+                others[here] = EMPTY
             for entry in found:
                 path = here / entry.name
                 try:
                     is_folder, is_regular = entry.is_dir(), entry.is_file()
-                except OSError:  # a link to itself, or to what may not be seen
-                    odd[path] = BROKEN
+                except OSError:  # a link to itself, or to something that may not be read
+                    others[path] = BROKEN
                     continue
                 if is_folder:
                     if nested and path not in without:
@@ -135,21 +135,23 @@ def walk(
                 elif is_regular:
                     files.append(path)
                 else:
-                    odd[path] = _kind(entry)
+                    others[path] = _kind(entry)
     except OSError as error:
         raise UserError(
             f"{printable(error.filename or folder)}: cannot be read ({error.strerror}): change its permissions, or "
             "name another folder"
         ) from None
-    return files, odd
+    return files, others
 
 
 def _identity(folder: Path) -> tuple[int, int]:
+    """What stays the same however a folder is reached: (device, inode)."""
     found = os.stat(folder)
     return found.st_dev, found.st_ino
 
 
 def _kind(entry: os.DirEntry) -> str:
+    """What an entry is that is neither a file nor a folder."""
     try:
         mode = entry.stat().st_mode
     except OSError:

@@ -1,11 +1,11 @@
 """MATLAB's `imresize(image, factor, 'bicubic')` on top of torch's interpolation, bit for bit.
 
-Published LR images were made with it, and published bicubic scores too, so anything close but not equal to it shifts
-every number. Three things make torch's antialiased bicubic (the same Keys kernel, a = -0.5, widened when shrinking)
-equal to MATLAB's:
+Published LR images and published bicubic scores were made with it, so anything that is only close to it shifts every
+number. In torch as in MATLAB the kernel is that of Keys (1981) with a = -0.5, widened when shrinking. Three things make
+torch's antialiased bicubic equal to MATLAB's:
 
-- the image is mirrored at its borders including the edge pixel, where torch repeats the edge pixel;
-- it is resized along the height first and along the width after that;
+- the image is mirrored at its borders, including the edge pixel, where torch repeats the edge pixel;
+- it is resized along the height first, then along the width;
 - uint8 images are rounded half up and clamped to 0..255 after each of the two passes.
 """
 
@@ -13,20 +13,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-_SUPPORT = 4  # the cubic kernel reaches two samples to either side; four leave no doubt
+_SUPPORT = 4  # samples on either side; the cubic kernel reaches two, the rest is margin
 
 
 def downscale(image: np.ndarray, scale: int) -> np.ndarray:
-    """`imresize(image, 1/scale)` of an image (H, W, C), cropped to a multiple of `scale` first.
+    """`imresize(image, 1/scale)` of an image (H, W, C), which is cropped to a multiple of `scale` first.
 
-    uint8 -> uint8; float -> float64, neither rounded nor clamped.
+    Returns:
+        (H // scale, W // scale, C): uint8 for uint8, and float64, neither rounded nor clamped, for float.
     """
     height, width = (side // scale * scale for side in image.shape[:2])
     return _resize(image[:height, :width], down=scale)
 
 
 def upscale(image: np.ndarray, scale: int) -> np.ndarray:
-    """`imresize(image, scale)` of an image (H, W, C); types as in `downscale`."""
+    """`imresize(image, scale)` of an image (H, W, C): (scale * H, scale * W, C), of a type as in `downscale`."""
     return _resize(image, up=scale)
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from data import resize
+from data.color import to_tensor
 from data.image import list_images, read_image
-from data.srdata import to_tensor
 from deploy.context import Runner, torch_runner
 from deploy.fold import comparison_images
 from deploy.formats import FORMATS

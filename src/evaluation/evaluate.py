@@ -16,8 +16,9 @@ from torch import nn
 from tqdm import tqdm
 
 from data import resize
+from data.color import to_tensor
 from data.image import write_png
-from data.srdata import TestSet, to_tensor
+from data.testset import TestSet
 from evaluation import metrics
 from evaluation.metrics import perceptual_metrics, psnr_ssim, quantise, rgb_to_chroma, smallest_scored, with_chroma
 from model import inference, tiling

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from data import resize
+from data.color import to_tensor
 from data.image import read_image
-from data.srdata import to_tensor
 from model.recalibration import fold
 
 FIELD = 129  # LR pixels, the side of the square in which the receptive field is measured

@@ -85,14 +85,14 @@ def plain_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def weighted_sets(text: str) -> tuple[tuple[float, str], ...]:
-    """((weight, name), …), with the weight 0 for all where none is given."""
+def weighted_sets(text: str) -> tuple[tuple[float | None, str], ...]:
+    """((weight, name), …); all weights are None where none is given."""
     weighted = [term.rpartition("*") for term in text.split("+")]
     names = plain_names("+".join(name for _, _, name in weighted))
     stars = [star for _, star, _ in weighted]
     if any(stars) and not all(stars):
         raise argparse.ArgumentTypeError(f"got {text!r}: give every set a weight, as in 3*DIV2K+1*Photos, or none")
-    weights = [number(above=0)(weight) if star else 0.0 for weight, star, _ in weighted]
+    weights = [number(above=0)(weight) if star else None for weight, star, _ in weighted]
     return tuple(zip(weights, names, strict=True))
 
 

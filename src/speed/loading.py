@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data import div2k, train_batches
+from data import folders, train_batches
 from data.image import read_image, write_png
-from data.srdata import ImageSet, TrainSet, cached, pair_up
+from data.pairs import ImageSet, cached, pair_up
+from data.patches import TrainSet
 from speed.workloads import BATCH, SCALE, Workload
 
 PATCH = 192  # HR pixels
@@ -35,7 +36,7 @@ def make_photos(folder: Path) -> None:
 
 def train_set(folder: Path) -> TrainSet:
     """The photographs as a training set with decoded copies, as with --ext sep."""
-    found = div2k.locate(folder / NAME)
+    found = folders.locate(folder / NAME)
     pairs = pair_up(found.hr, found.lr_folder, SCALE, 1, found.base, found.low)
     images = cached(ImageSet(NAME, pairs), folder / NAME, reset=False, n_threads=1)
     return TrainSet([images], scale=SCALE, patch_size=PATCH)

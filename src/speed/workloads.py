@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from data import benchmark
-from data.srdata import ImageSet, TestSet, pair_up
+from data import folders
+from data.pairs import ImageSet, pair_up
+from data.testset import TestSet
 from evaluation.evaluate import evaluate
 from model import count_parameters
 from model.external import import_spandrel
@@ -205,7 +206,7 @@ def prepare_test(*, device: str, dir_data: Path, groups: int = 0, published: boo
 
 def test_set(folder: Path) -> TestSet:
     """A benchmark set whose files are decoded each time, as with --ext img."""
-    found = benchmark.locate(folder)
+    found = folders.locate_benchmark(folder)
     pairs = pair_up(found.hr, found.lr_folder, SCALE, 1, found.base, found.low)
     return TestSet(ImageSet(folder.name, pairs), scale=SCALE)
 

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data import train_batches
-from data.srdata import TestSet, TrainSet
+from data import TestSet, TrainSet, train_batches
 from evaluation.evaluate import evaluate_as_asked, protocol
 from loss.perceptual import load_vgg19
 from loss.weighted import Loss

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from data.srdata import TestSet
+from data.testset import TestSet
 from evaluation.evaluate import Scores
 from model.checkpoint import pack
 from runtime import distributed, errors

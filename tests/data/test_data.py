@@ -1,4 +1,4 @@
-"""Files, caches and samples: every kind of image, every kind of damage, the same batches for any number of workers."""
+"""Image files, decoded copies and samples: formats, damage, the same batches for any number of workers."""
 
 import errno
 import itertools
@@ -15,9 +15,13 @@ import pytest
 import torch
 from PIL import Image, features
 
-from data import build_test_sets, build_train_set, resize, srdata, train_batches
+from data import TrainSet, build_test_sets, build_train_set, patches, resize, train_batches
 from data import image as files
-from data.srdata import ImageSet, TrainSet, cached, pair_up, to_tensor
+from data.cache import cache_path
+from data.color import to_tensor
+from data.folders import Located
+from data.pairs import ImageSet, cached, pair_up
+from data.png import decode_usual
 from evaluation.metrics import rgb_to_y
 from option import parse_args
 from runtime.errors import UserError
@@ -62,7 +66,7 @@ def test_every_kind_of_image(tmp_path, mode, channels):
 
 
 @pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (6, 4)])
-def test_of_16_bits_the_high_byte_counts(tmp_path, colour_type, channels):
+def test_the_high_byte_of_16_bits_is_taken(tmp_path, colour_type, channels):
     values = RANDOM.integers(0, 65536, (4, 3, channels), dtype=np.uint16)
     png16(tmp_path / "deep.png", values, colour_type)
     assert np.array_equal(files.read_image(tmp_path / "deep.png"), values[..., :3] >> 8)
@@ -96,20 +100,20 @@ def test_colours_and_gray_become_what_the_network_takes():
 # --- LR images and pairs ---
 
 
-def hr_of(small_set: Path) -> tuple[list[Path], Path]:
-    root = small_set / "Small"
-    return files.list_images(root / "Small_train_HR"), root / "Small_train_LR_bicubic"
+def located(small_set: Path) -> Located:
+    folder = small_set / "Small/Small_train_HR"
+    return Located(files.list_images(folder), small_set / "Small/Small_train_LR_bicubic", folder)
 
 
 def test_missing_lr_images_are_made_once(small_set, caplog):
-    hr, lr = hr_of(small_set)
-    pairs = pair_up(hr, lr, 2, n_threads=2)
+    found = located(small_set)
+    pairs = pair_up(found, 2, n_threads=2)
     assert [pair.name for pair in pairs] == ["0001", "0002", "0003", "0004", "0005", "0006"]
     made = pairs[0].lr
-    assert made == lr / "X2/0001x2.png"
-    assert np.array_equal(files.read_image(made), resize.downscale(files.read_image(hr[0]), 2))
+    assert made == found.lr_folder / "X2/0001x2.png"
+    assert np.array_equal(files.read_image(made), resize.downscale(files.read_image(found.hr[0]), 2))
     before = made.stat().st_mtime_ns
-    pair_up(hr, lr, 2, n_threads=2)
+    pair_up(found, 2, n_threads=2)
     assert made.stat().st_mtime_ns == before
 
 
@@ -121,33 +125,33 @@ def test_hr_that_is_no_multiple_of_the_scale_is_cropped(small_set):
 
 
 def test_a_pair_that_does_not_fit_is_named(small_set):
-    hr, lr = hr_of(small_set)
-    files.write_png(lr / "X2/0003x2.png", np.zeros((10, 11, 3), np.uint8))
+    found = located(small_set)
+    files.write_png(found.lr_folder / "X2/0003x2.png", np.zeros((10, 11, 3), np.uint8))
     with pytest.raises(
         UserError, match=r"0003x2\.png: 11x10 pixels do not fit 0003\.png's 64x60 at x2: expected 32x30"
     ):
-        pair_up(hr, lr, 2, n_threads=1)
+        pair_up(found, 2, n_threads=1)
 
 
-def test_lr_images_that_are_there_may_be_of_another_format(small_set):
-    hr, lr = hr_of(small_set)
-    (lr / "X2").mkdir(parents=True)
-    Image.new("RGB", (32, 30), (1, 2, 3)).save(lr / "X2/0002x2.bmp")
-    assert pair_up(hr, lr, 2, n_threads=1)[1].lr.name == "0002x2.bmp"
+def test_existing_lr_images_may_have_another_format(small_set):
+    found = located(small_set)
+    (found.lr_folder / "X2").mkdir(parents=True)
+    Image.new("RGB", (32, 30), (1, 2, 3)).save(found.lr_folder / "X2/0002x2.bmp")
+    assert pair_up(found, 2, n_threads=1)[1].lr.name == "0002x2.bmp"
 
 
 # --- decoded copies ---
 
 
 def image_set(small_set: Path) -> tuple[ImageSet, Path]:
-    return ImageSet("Small", pair_up(*hr_of(small_set), 2, n_threads=1)), small_set / "Small"
+    return ImageSet("Small", pair_up(located(small_set), 2, n_threads=1)), small_set / "Small"
 
 
-def test_decoded_copies_are_made_and_made_anew_when_outdated(small_set):
+def test_decoded_copies_are_made_again_when_outdated(small_set):
     original, root = image_set(small_set)
     copy = cached(original, root, reset=False, n_threads=2)
     path = original.pairs[0].hr
-    cache = files.cache_path(root, path)
+    cache = cache_path(root, path)
     assert cache == root / "bin/Small_train_HR/0001.png.npy"
     assert np.array_equal(copy.open(path), files.read_image(path))
     assert not copy.open(path).flags.writeable
@@ -156,7 +160,7 @@ def test_decoded_copies_are_made_and_made_anew_when_outdated(small_set):
     cached(original, root, reset=False, n_threads=2)
     assert cache.stat().st_mtime_ns == before
 
-    for value, shift in ((9, 10**9), (8, -(10**9))):  # replaced by a newer image, and by an older one out of an archive
+    for value, shift in ((9, 10**9), (8, -(10**9))):  # replaced by a newer image, and by an older one from an archive
         files.write_png(path, np.full((60, 64, 3), value, np.uint8))
         os.utime(path, ns=(before + shift, before + shift))
         assert (cached(original, root, reset=False, n_threads=2).open(path) == value).all()
@@ -168,12 +172,12 @@ def test_decoded_copies_are_made_and_made_anew_when_outdated(small_set):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "of another size"])
-def test_copies_that_cannot_be_right_are_made_anew(small_set, damage):
-    """A copy cut off by a full disk, or of an image that was replaced by an older file of another size."""
+def test_wrong_copies_are_made_again(small_set, damage):
+    """A copy cut off by a full disk, or of an image that was later replaced by an older file of another size."""
     original, root = image_set(small_set)
     path = original.pairs[0].hr
     cached(original, root, reset=False, n_threads=1)
-    cache = files.cache_path(root, path)
+    cache = cache_path(root, path)
     if damage == "truncated":
         cache.write_bytes(cache.read_bytes()[:300])
     else:
@@ -188,7 +192,7 @@ def test_a_conversion_that_fails_leaves_nothing_behind(small_set):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=r"0003\.png"):
         cached(original, root, reset=False, n_threads=2)
-    assert not files.cache_path(root, path).exists()
+    assert not cache_path(root, path).exists()
     assert not list((root / "bin").rglob("*.tmp"))
 
 
@@ -216,7 +220,7 @@ def test_several_processes_may_convert_at_once(small_set):
 def test_damaged_copies_are_refused_by_name(small_set, damage):
     original, root = image_set(small_set)
     copy = cached(original, root, reset=False, n_threads=1)
-    cache = files.cache_path(root, original.pairs[0].hr)
+    cache = cache_path(root, original.pairs[0].hr)
     if damage == "truncated":
         cache.write_bytes(cache.read_bytes()[:300])
     else:
@@ -266,8 +270,8 @@ def test_patches_are_aligned(small_set):
 
 
 def test_augmentation_reaches_all_eight_views(small_set, photo):
-    """One image exactly as large as a patch: what remains random is the view."""
-    for path in hr_of(small_set)[0]:
+    """Each image is exactly as large as a patch, so only the view is random."""
+    for path in located(small_set).hr:
         files.write_png(path, photo[100:124, 100:124])
     samples = train_set(small_set)
     assert len({samples[k][1].numpy().tobytes() for k in range(200)}) == 8
@@ -283,7 +287,7 @@ def test_each_pass_takes_every_image_once(small_set):
 
 
 def test_sets_with_weights(small_set, photo):
-    """Three quarters of the patches from the set of one image, whatever the other one holds; and all images come up."""
+    """Three quarters of the patches come from the set of one image, whatever the other holds; all images are used."""
     files.write_png(small_set / "Own/Own_train_HR/own.png", photo[:40, :50])
     flags = ["--dir_data", str(small_set), "--scale", "2", "--patch_size", "24"]
     samples = build_train_set(parse_args([*flags, "--data_train", "3*Own+1*Small"]))
@@ -318,7 +322,7 @@ def test_the_fast_decoder_and_pillow_agree(tmp_path, photo, mode, transparent):
     options = {"transparency": image.getpixel((3, 4))} if transparent else {}
     image.save(tmp_path / "image.png", **options)
     with open(tmp_path / "image.png", "rb") as file:
-        assert transparent or files._fast_png(file) is not None
+        assert transparent or decode_usual(file) is not None
     expected = np.asarray(image).reshape(*photo.shape[:2], -1)
     assert np.array_equal(files.read_image(tmp_path / "image.png"), expected)
     assert np.array_equal(files.read_image("image.png", (tmp_path / "image.png").read_bytes()), expected)
@@ -348,9 +352,9 @@ def test_maps_stay_and_are_bounded_and_no_file_stays_open(small_set, monkeypatch
     expected = [samples[k][1] for k in range(12)]
     assert mapped() - before == 8  # LR and HR of four images
     assert len(os.listdir("/proc/self/fd")) <= handles
-    assert len(pickle.dumps(samples)) < 10_000  # what is mapped does not travel to a worker that is spawned
+    assert len(pickle.dumps(samples)) < 10_000  # maps are not pickled for a worker that is spawned
 
-    monkeypatch.setattr(srdata, "MAPS", 3)
+    monkeypatch.setattr(patches, "MAPS", 3)
     few = train_set(small_set)
     del samples
     assert all(torch.equal(few[k][1], hr) for k, hr in enumerate(expected))
@@ -386,7 +390,7 @@ def test_an_image_smaller_than_a_patch(small_set):
         (("--data_range", "9-12/5-6"), ("9-12", "6 images")),
     ],
 )
-def test_training_sets_that_are_not_there(small_set, flags, words):
+def test_missing_training_sets(small_set, flags, words):
     (small_set / "Empty/Empty_train_HR").mkdir(parents=True)
     (small_set / "Bare").mkdir()
     with pytest.raises(UserError) as raised:
@@ -409,7 +413,7 @@ def test_the_default_range_takes_what_a_small_set_has(small_set):
         (("--data_range", "1-4/6-7"), ("6-7", "6 images")),
     ],
 )
-def test_test_sets_that_are_not_there(small_set, flags, words):
+def test_missing_test_sets(small_set, flags, words):
     (small_set / "benchmark/NoHR").mkdir(parents=True)
     with pytest.raises(UserError) as raised:
         build_test_sets(parse_args(test_flags(small_set, "--scale", "2", *flags)))
@@ -417,7 +421,7 @@ def test_test_sets_that_are_not_there(small_set, flags, words):
 
 
 def test_a_folder_of_own_images(small_set, photo):
-    """Any names, nested, of two formats: taken whole; what is made of them lies in bin/, and is no image of the set."""
+    """Any names, nested, in two formats: used whole; files made from the set lie in bin/ and are not part of it."""
     for name in ("a.png", "deep/er/b.png", "deep/a.png"):
         files.write_png(small_set / "Own" / name, photo[:40, :50])
     Image.fromarray(np.array(photo[:48, :44])).save(small_set / "Own/c.bmp")
@@ -430,7 +434,7 @@ def test_a_folder_of_own_images(small_set, photo):
     assert sorted(path.name for path in (small_set / "Own").iterdir()) == ["a.png", "bin", "c.bmp", "deep"]
     assert len(build_train_set(parse_args([*flags, "--data_range", "2-3/1-1"]))) == 2
 
-    # A test of it is of all of it, too, but what is trained on does not validate.
+    # It is also tested whole, but images that are trained on are not used for validation.
     (tested,) = build_test_sets(parse_args([*flags, "--data_test", "Own", "--test_only", "--pre_train", "x.pt"]))
     assert len(tested) == 4
     with pytest.raises(UserError, match="all of its 4 images are trained on: give --data_range"):
@@ -445,7 +449,7 @@ def test_two_images_of_one_name(small_set, photo):
 
 
 def test_other_trees(small_set, photo):
-    """Benchmark folders, HR + LR_bicubic right below the set, and a user's own images."""
+    """Benchmark folders, HR and LR_bicubic directly in the set's folder, and a user's own images."""
     files.write_png(small_set / "benchmark/Mine/HR/cat.png", photo[:41, :53])
     files.write_png(small_set / "Own/HR/cat.png", photo[:40, :52])
     flags = test_flags(small_set, "--scale", "4", "--data_range", "1-1/1-1", "--dir_demo", str(small_set / "Own/HR"))
@@ -472,7 +476,7 @@ def demo_set(folder: Path):
 
 
 @pytest.fixture
-def said(caplog):
+def logged(caplog):
     logger = logging.getLogger("krgn")
     caplog.set_level(logging.INFO, "krgn")
     before, logger.propagate = logger.propagate, True
@@ -493,24 +497,24 @@ def test_what_pillow_reads_is_read(tmp_path, photo, suffix):
     assert [pair.lr for pair in demo_set(tmp_path / "Own").pairs][:1] == [path]
 
 
-def test_what_is_no_picture_is_skipped_and_named(tmp_path, photo, said):
+def test_other_files_are_skipped_and_named(tmp_path, photo, logged):
     files.write_png(tmp_path / "Own/deep/a.png", photo[:40, :50])
     for name in ("b.pdf", "notes.txt", "c.h5", "d.eps", "e.heic", "\x1b[31m\nf.txt"):
         (tmp_path / "Own" / name).write_bytes(b"x")
     os.mkfifo(tmp_path / "Own/pipe.png")
     assert len(demo_set(tmp_path / "Own").pairs) == 1
     assert len(own(tmp_path)) == 1
-    for record in said.records[:2]:
+    for record in logged.records[:2]:
         if "skipped" in record.getMessage():
             assert "7 skipped" in record.getMessage()
             assert "pipe.png (a pipe)" in record.getMessage()
             assert "e.heic" in record.getMessage()
             assert "\n" not in record.getMessage()
             assert "\x1b" not in record.getMessage()
-    assert said.text.count("7 skipped") == 2
+    assert logged.text.count("7 skipped") == 2
 
 
-def test_links_are_followed_once_and_loops_named(tmp_path, photo, said):
+def test_links_are_followed_once_and_loops_named(tmp_path, photo, logged):
     for number in range(3):
         files.write_png(tmp_path / f"elsewhere/more/{number}.png", photo[number : number + 40, :50])
     files.write_png(tmp_path / "elsewhere/single.png", photo[50:90, :50])
@@ -524,25 +528,25 @@ def test_links_are_followed_once_and_loops_named(tmp_path, photo, said):
     names = ["a__0", "a__1", "a__2", "here__0", "one"]
     assert [pair.name for pair, _ in own(tmp_path).images] == names
     assert sorted(pair.name for pair in demo_set(folder).pairs if "bin" not in pair.name) == names
-    assert "again, above, up (a link to a folder that is read already)" in said.text.replace(
+    assert "again, above, up (a link to a folder that is already read)" in logged.text.replace(
         "above, again", "again, above"
     )
 
 
 @pytest.mark.parametrize("place", ["Own/a.png", "Own/Own_train_HR/a.png", "benchmark/Own/HR/a.png"])
-def test_a_link_to_nothing_is_named(tmp_path, photo, place):
+def test_a_broken_link_is_named(tmp_path, photo, place):
     files.write_png(tmp_path / place.replace("a.png", "b.png"), photo[:40, :50])
     (tmp_path / place).symlink_to(tmp_path / "nothing.png")
-    with pytest.raises(UserError, match=r"a\.png: is a link to nothing"):
+    with pytest.raises(UserError, match=r"a\.png: is a broken link"):
         build_test_sets(parse_args(test_flags(tmp_path, "--data_test", "Own", "--data_range", "1-1/1-1")))
     (tmp_path / place).unlink()
     (tmp_path / place).symlink_to(tmp_path / place)
-    with pytest.raises(UserError, match=r"a\.png: is a link to nothing"):
+    with pytest.raises(UserError, match=r"a\.png: is a broken link"):
         build_test_sets(parse_args(test_flags(tmp_path, "--data_test", "Own", "--data_range", "1-1/1-1")))
 
 
 def test_a_folder_that_may_not_be_read(tmp_path, photo, monkeypatch):
-    """The superuser may read everything, so what the system says is put in its mouth."""
+    """The superuser may read everything, so the system's error is simulated."""
     files.write_png(tmp_path / "Own/closed/a.png", photo[:40, :50])
     scandir = os.scandir
 
@@ -559,7 +563,7 @@ def test_a_folder_that_may_not_be_read(tmp_path, photo, monkeypatch):
 
 @pytest.mark.parametrize("place", ["Own/{}", "Own/Own_train_HR/{}", "Own/deep/{}", "benchmark/Own/HR/{}"])
 @pytest.mark.parametrize("name", [b"caf\xe9.png", b"caf\xe9/a.png"])
-def test_names_that_are_no_text_are_refused_at_once(tmp_path, photo, place, name):
+def test_names_that_are_not_utf8_are_refused_at_once(tmp_path, photo, place, name):
     path = Path(os.fsdecode(os.fsencode(tmp_path / place.format("x")).replace(b"/x", b"/" + name)))
     try:
         files.write_png(path, photo[:40, :50])
@@ -569,14 +573,14 @@ def test_names_that_are_no_text_are_refused_at_once(tmp_path, photo, place, name
         ("--data_test", "Own", "--data_range", "1-1/1-1"),
         ("--data_test", "Demo", "--dir_demo", str(tmp_path)),
     ):
-        with pytest.raises(UserError, match=r"caf\\udce9.*is no text \(UTF-8\): rename it") as raised:
+        with pytest.raises(UserError, match=r"caf\\udce9.*is not valid UTF-8: rename it") as raised:
             build_test_sets(parse_args(test_flags(tmp_path, *flags)))
         str(raised.value).encode()
     assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_results_of_own_images_have_names_of_their_own(tmp_path, photo):
-    """Also where a disk does not tell A from a; and the same names every time."""
+    """Unique even on a disk that ignores case, and the same names every time."""
     names = ["same.jpg", "same.png", "same.PNG", "Same.bmp", "deep/same.png", "deep__same.png", "same_png.png", "b.png"]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -593,7 +597,7 @@ def test_results_of_own_images_have_names_of_their_own(tmp_path, photo):
     assert [pair.name for pair in demo_set(tmp_path).pairs] == found
 
 
-def test_names_that_are_too_long_are_said(tmp_path, photo):
+def test_names_that_are_too_long_are_reported(tmp_path, photo):
     name = "n" * 250
     files.write_png(tmp_path / "Own/short.png", photo[:40, :50])
     (tmp_path / "Own/short.png").rename(tmp_path / f"Own/{name}.png")

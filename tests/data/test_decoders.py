@@ -1,4 +1,4 @@
-"""Every decoder against a second, independent one, over formats, bit depths, layouts and compressions."""
+"""Every decoder against an independent one, for many formats, bit depths, layouts and compressions."""
 
 import io
 import struct
@@ -17,7 +17,7 @@ DEEP = RANDOM.integers(0, 65536, (37, 45, 5), dtype=np.uint16)  # sides that no 
 
 
 def expected(samples: np.ndarray, bits: int, channels: int, *, white_is_zero: bool = False) -> np.ndarray:
-    """What samples (H, W, C) of so many bits are as uint8: small ones spread over 0..255, of 16 bits the high byte."""
+    """Samples (H, W, C) of `bits` bits as uint8: few bits are spread over 0..255, of 16 the high byte is taken."""
     values = samples[..., : 3 if channels >= 3 else 1].astype(np.int64)
     values = 2**bits - 1 - values if white_is_zero else values
     return (values >> 8 if bits == 16 else values * (255 // (2**bits - 1))).astype(np.uint8)
@@ -80,7 +80,7 @@ def test_tiff_of_few_bits(bits, photometric):
 
 
 def packed_tiff(samples: np.ndarray, bits: int, white_is_zero: bool) -> bytes:
-    """A gray TIFF of 1, 2, 4 or 12 bits a pixel, whose rows begin at whole bytes."""
+    """A gray TIFF of 1, 2, 4 or 12 bits a pixel; each row begins at a whole byte."""
     planes = [(samples >> bit) & 1 for bit in reversed(range(bits))]
     rows = np.packbits(np.stack(planes, -1).reshape(len(samples), -1).astype(np.uint8), axis=1).tobytes()
     tags = {256: samples.shape[1], 257: len(samples), 258: bits, 259: 1, 262: 0 if white_is_zero else 1}
@@ -118,7 +118,7 @@ def test_cmyk_is_converted_without_a_profile():
     assert np.abs(naive - ink[..., :3] * ink[..., 3:] / 255).max() <= 1
 
 
-def test_lab_becomes_the_colours_that_it_means(photo):
+def test_lab_becomes_srgb(photo):
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     image = ImageCms.profileToProfile(Image.fromarray(photo), srgb, lab, outputMode="LAB")
     buffer = io.BytesIO()
@@ -164,7 +164,7 @@ def pnm(magic: str, largest: int, samples: np.ndarray, plain: bool) -> bytes:
 
 
 @pytest.mark.parametrize(("magic", "channels"), [("P2", 1), ("P3", 3), ("P5", 1), ("P6", 3)])
-def test_of_every_deep_format_the_high_byte_counts(magic, channels):
+def test_the_high_byte_is_taken_in_every_deep_format(magic, channels):
     samples = DEEP[..., :channels]
     plain = magic in ("P2", "P3")
     assert np.array_equal(read_image("image.ppm", pnm(magic, 65535, samples, plain)), samples >> 8)

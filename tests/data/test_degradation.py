@@ -1,4 +1,4 @@
-"""Degradations on the fly: patches are parts of whole degraded images, seeds decide, scores say what was tested."""
+"""Degradations on the fly: patches are parts of whole degraded images, seeds decide, logs name the degradation."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_jpeg(photo, channels):
 
 
 def test_samples(small_set):
-    """HR patches, their places and their turns are those of plain training; LR is worse; seeds decide."""
+    """HR patches, their positions and views are those of plain training; LR is worse; seeds decide."""
 
     def samples(*flags):
         train_set = build_train_set(parse_args(small_run(small_set, *flags)))
@@ -79,7 +79,7 @@ def test_samples(small_set):
 
 
 def test_test_images(small_set):
-    """Each image's degradation is its own and does not change from run to run."""
+    """Each image has a degradation of its own, which is the same in every run."""
     flags = small_run(small_set, "--degradation", "blur+bicubic")
     one, again = (build_test_sets(parse_args(flags))[0] for _ in range(2))
     plain = build_test_sets(parse_args(small_run(small_set)))[0]

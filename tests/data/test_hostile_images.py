@@ -1,4 +1,4 @@
-"""Files that are no images, hang, or would fill the memory: one line that names the file, from every program."""
+"""Files that are not images, would block or would exhaust the memory: one line names the file, in every program."""
 
 import logging
 import os
@@ -12,8 +12,9 @@ from fuzz import images as fuzz
 from helpers import launch
 from PIL import Image, TiffImagePlugin
 
-from data import image as files
-from data.image import read_image, read_own, read_size, write_png
+from data import opening
+from data.cache import open_cached
+from data.image import read_header, read_image, read_own, read_size, write_png
 from evaluation import evaluate
 from runtime.errors import UserError
 
@@ -24,14 +25,14 @@ def png(width: int, height: int, *between: tuple[bytes, bytes], data: bytes = b"
     return b"\x89PNG\r\n\x1a\n" + b"".join(fuzz.chunk(*chunk) for chunk in chunks)
 
 
-# --- what is no file ---
+# --- not a regular file ---
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path, kind):
+def test_anything_but_a_regular_file_is_refused_at_once(tmp_path, kind):
     path = tmp_path / "image.png"
     {"pipe": os.mkfifo, "device": lambda at: at.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](path)
-    for read in (read_image, read_own, read_size, files.read_header):
+    for read in (read_image, read_own, read_size, read_header):
         with pytest.raises(UserError, match=r"image\.png: (is a|cannot be read)"):
             read(path)
     if kind == "pipe":
@@ -45,7 +46,7 @@ def test_a_pipe_where_a_decoded_copy_belongs_is_replaced(small_set, photo):
     cache.parent.mkdir(parents=True)
     os.mkfifo(cache)
     with pytest.raises(UserError, match="is a pipe"):
-        files.open_cached(cache)
+        open_cached(cache)
     launch("--cpu", "--test_only", "--scale", "2", "--pre_train", "KRGN_x2", "--dir_data", small_set,
            "--data_test", "Small", "--data_range", "3-4/1-2",
            "--dir_experiment", small_set / "experiment", "--save", "one")  # fmt: skip
@@ -65,11 +66,11 @@ def test_too_many_open_files_names_the_file_and_the_limit(tmp_path, photo):
         os.close(taken[0])
 
 
-# --- what says it is large ---
+# --- large declared sizes ---
 
 
 def test_declared_sizes_are_checked_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "available_memory", lambda: 2**30)
+    monkeypatch.setattr(opening, "available_memory", lambda: 2**30)
     path = tmp_path / "bomb.png"
     path.write_bytes(png(40_000, 40_000))
     with pytest.raises(UserError, match=r"bomb\.png: 40000x40000 pixels need 17\.9 GiB .* 1\.0 are free"):
@@ -82,17 +83,17 @@ def test_declared_sizes_are_checked_before_anything_is_read(tmp_path, monkeypatc
 
 
 def test_text_and_profiles_that_inflate_are_bounded():
-    """16 MiB of text, compressed to 16 KiB: the usual PNG is decoded without looking at it, others are refused."""
+    """16 MiB of text, compressed to 16 KiB: the usual PNG is decoded without reading it, other kinds are refused."""
     text = b"x\0\0" + zlib.compress(bytes(2**24))
     for kind in (b"zTXt", b"iCCP"):
         content = png(5, 4, (kind, text), data=bytes(64))
         assert read_image("usual.png", content).shape == (4, 5, 3)
-        with pytest.raises(UserError, match=r"odd\.png: cannot be decoded"):
-            read_image("odd.png", content.replace(b"\x08\x02\0\0\0", b"\x08\x02\0\0\1"))
+        with pytest.raises(UserError, match=r"interlaced\.png: cannot be decoded"):
+            read_image("interlaced.png", content.replace(b"\x08\x02\0\0\0", b"\x08\x02\0\0\1"))
 
 
 def test_a_valid_picture_of_any_size_is_decoded(tmp_path, photo, monkeypatch):
-    """Pillow refuses more than twice this many pixels; here memory decides."""
+    """Pillow refuses more than twice its limit on pixels; here the free memory decides."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     for name in ("large.png", "large.jpg", "large.tif", "large.webp", "large.gif"):
         Image.fromarray(photo).save(tmp_path / name)
@@ -110,11 +111,11 @@ def test_a_result_that_cannot_fit_is_refused_with_the_numbers(small_set, photo, 
                small_set / "mine", "--dir_experiment", small_set / "experiment", "--save", "own")  # fmt: skip
 
 
-# --- what is damaged ---
+# --- damaged files ---
 
 
-def test_pixels_that_end_early_are_no_image():
-    """The stream of pixels is whole, but of fewer rows than the header says."""
+def test_pixels_that_end_early_are_refused():
+    """The compressed stream is complete, but has fewer rows than the header declares."""
     whole = png(5, 4, data=bytes(64))
     assert read_image("whole.png", whole).shape == (4, 5, 3)
     with pytest.raises(UserError, match=r"short\.png: cannot be decoded \(the pixels end 16 bytes early\)"):
@@ -122,7 +123,7 @@ def test_pixels_that_end_early_are_no_image():
 
 
 def test_only_one_line_reaches_the_terminal(tmp_path, photo):
-    """libtiff and Pillow would say more of it; names are escaped."""
+    """libtiff and Pillow would print more; names are escaped."""
     Image.fromarray(photo).save(tmp_path / "a.tif", compression="tiff_adobe_deflate")
     content = bytearray((tmp_path / "a.tif").read_bytes())
     content[8:12] = b"\xff\xff\xff\xff"  # where the compressed pixels begin
@@ -149,8 +150,8 @@ def test_settings_of_the_process_come_back(photo):
 
 
 def test_drawings_are_never_run():
-    """Ghostscript would be started for it."""
-    with pytest.raises(UserError, match="no image of a known format"):
+    """Pillow would start Ghostscript for it."""
+    with pytest.raises(UserError, match="not an image of a known format"):
         read_image("image.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
 
 
@@ -161,7 +162,7 @@ def test_some_of_the_fuzzing(capsys):
     assert min(counts["refused"], counts["decoded"]) > 30
 
 
-# --- odd sizes ---
+# --- tiny images ---
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (40, 1)])

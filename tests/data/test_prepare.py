@@ -1,4 +1,4 @@
-"""prepare.py: published layouts, archives that are refused, damage, second starts, kills, what main.py then reads."""
+"""prepare.py: published layouts, refused archives, damage, repeated and killed runs, and what main.py then reads."""
 
 import bz2
 import gzip
@@ -30,7 +30,7 @@ from runtime.errors import UserError
 
 
 def recognised(source: str, *paths: str, is_archive: bool = False) -> dict[str, tuple]:
-    """Path -> (set, whether to test on, name, LR or HR, scale), of what was not passed over."""
+    """Path -> (set, whether to test on, name, LR or HR, scale), for the files that were not skipped."""
     images, _ = layouts.recognise(source, [PurePosixPath(path) for path in paths], is_archive=is_archive)
     return {str(image.path): (image.set_name, image.benchmark, image.name, image.lr, image.scale) for image in images}
 
@@ -99,7 +99,7 @@ def test_files_that_are_no_part_of_a_set(source, path):
 
 
 def test_pairs_in_one_folder_are_told_from_their_names():
-    """NAME_HR is a pair's image only beside a NAME_LR; what is neither is then passed over."""
+    """NAME_HR counts as HR only beside NAME_LR; files that are neither are then skipped."""
     found = recognised("mine", "cat_HR.png", "cat_LR.png", "cat_bicubic.png")
     assert found == {
         "cat_HR.png": ("mine", False, "cat", False, None),
@@ -134,7 +134,7 @@ def test_how_much_of_a_folders_path_counts(path, expected):
 
 @pytest.fixture
 def crops(photo) -> list[np.ndarray]:
-    """Six different crops of a photograph, 60x64 pixels and one odd, 61x67."""
+    """Six different crops of a photograph: five of 60x64 pixels, one of 61x67."""
     sizes = [(60, 64)] * 5 + [(61, 67)]
     return [photo[40 + 30 * k : 40 + 30 * k + h, 50 * k : 50 * k + w] for k, (h, w) in enumerate(sizes)]
 
@@ -177,7 +177,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_div2k_of_its_zip_files(tmp_path, crops):
-    """Training and validation images come together; LR images are those of the zip file where there are any."""
+    """Training and validation images are merged; LR images come from the zip file where it has them."""
     dataset = tmp_path / "dataset"
     lr = np.full((30, 32, 3), 7, np.uint8)  # unlike any that would be made
     sources = [
@@ -243,7 +243,7 @@ def test_a_plain_folder_keeps_its_formats(tmp_path, crops):
 
 
 def test_hr_images_that_come_cropped_with_each_scale(tmp_path, crops):
-    """60x63 pixels are published as 60x62, 60x63 and 60x60; the largest is taken, which does not come first."""
+    """One image is published with 60x62, 60x63 and 60x60 pixels; the largest is taken, although it is not the first."""
     files, whole = {}, crops[5][:60, :63]
     for scale in (4, 3, 2):
         height, width = (side // scale * scale for side in whole.shape[:2])
@@ -283,14 +283,14 @@ def test_scales_of_pairs_are_measured_where_no_name_says_them(tmp_path, crops, c
     with pytest.raises(UserError, match="3 things are wrong"):
         run_prepare(tmp_path / "dataset", make_folder(tmp_path / "mine", files), "--scale", "2")
     out = capsys.readouterr().out
-    assert "dog_LR.png: 41x41 pixels are no whole fraction of its HR image's 64x60" in out
-    assert "owl_LR.png: 64x60 pixels are no whole fraction of its HR image's 64x20" in out
-    assert "fox_LR.png: 64x60 pixels are no whole fraction of its HR image's 64x60" in out
+    assert "dog_LR.png: 41x41 pixels are not a whole fraction of its HR image's 64x60" in out
+    assert "owl_LR.png: 64x60 pixels are not a whole fraction of its HR image's 64x20" in out
+    assert "fox_LR.png: 64x60 pixels are not a whole fraction of its HR image's 64x60" in out
     assert [path.name for path in list_images(tmp_path / "dataset/mine/mine_train_LR_bicubic/X3")] == ["catx3.png"]
 
 
 def test_sets_that_lie_there_already_are_completed_where_they_are(tmp_path, crops):
-    """A tree, a folder of own images and a benchmark set: nothing is copied, all is made and decoded."""
+    """A tree, a folder of own images and a benchmark set: nothing is copied, LR images and decoded copies are made."""
     dataset = make_folder(
         tmp_path / "dataset",
         {
@@ -387,7 +387,7 @@ def test_a_dry_run_prints_what_a_run_then_does(tmp_path, crops, capsys):
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_goes_on(tmp_path, photo, signum):
-    """Stopped while it makes LR images, then started again: the tree is that of a run that was left alone."""
+    """Killed while it makes LR images, then started again: the tree equals that of an undisturbed run."""
     hr = {f"{k:02}.png": encoded(photo[k : k + 200, k : k + 300]) for k in range(30)}
     source, dataset = make_zip(tmp_path / "Set5.zip", hr), tmp_path / "dataset"
     process = Program("prepare.py", "--dir_data", dataset, "--n_threads", 1, source)
@@ -414,7 +414,7 @@ def test_a_stopped_run_goes_on(tmp_path, photo, signum):
 
 
 def test_damaged_images_do_not_stop_the_others(tmp_path, crops, capsys):
-    """In an archive and in the tree: each is named, all others are prepared, and a mended source fills the gap."""
+    """In an archive and in the tree: each is named, all others are prepared, and a repaired source fills the gap."""
     dataset, whole = tmp_path / "dataset", {f"Set5/{k}.png": encoded(crops[k]) for k in range(4)}
     damaged = whole | {"Set5/1.png": whole["Set5/1.png"][:300], "Set5/2.png": b"no image"}
     source = make_zip(tmp_path / "Set5.zip", damaged)
@@ -480,19 +480,19 @@ def special_tar(path: Path, image: bytes, kind: bytes) -> None:
         (lambda path, image: special_tar(path, image, tarfile.SYMTYPE), ("Set5/b.png", "link")),
         (lambda path, image: special_tar(path, image, tarfile.LNKTYPE), ("Set5/b.png", "link")),
         (lambda path, image: special_tar(path, image, tarfile.CHRTYPE), ("Set5/b.png", "device")),
-        (lambda path, image: make_tar(path, {"Set5/\udcff.png": image}), ("is no text", "rename")),
+        (lambda path, image: make_tar(path, {"Set5/\udcff.png": image}), ("is not valid UTF-8", "rename")),
         (lambda path, image: path.write_bytes(b"no archive"), (".zip, .tar",)),
         (lambda path, image: path.write_bytes(b""), (".zip, .tar",)),
         (lambda path, image: cut(make_zip(path, {"a.png": image})), ("damaged", "download it again")),
         (lambda path, image: cut(make_tar(path, {"a.png": image}, "w")), ("damaged", "download it again")),
         (lambda path, image: cut(make_tar(path, {"a.png": image})), ("damaged", "download it again")),
-        (lambda path, image: make_zip(path, {"a.txt": b""}), ("1 files: no images (*.txt)",)),
+        (lambda path, image: make_zip(path, {"a.txt": b""}), ("1 files: not images (*.txt)",)),
         (lambda path, image: path.mkdir(), ("no file at all",)),
         (lambda path, image: None, ("no such file",)),
     ],
 )
 def test_sources_that_are_refused(tmp_path, crops, make, words):
-    """In one line, before anything is written, also of a good source beside them."""
+    """In one line, before anything is written, even from a good source beside them."""
     good = make_zip(tmp_path / "Set14.zip", {"a.png": encoded(crops[0])})
     make(tmp_path / "Set5.archive", encoded(crops[0]))
     before = sorted(tmp_path.rglob("*"))
@@ -507,7 +507,7 @@ def test_sources_that_are_refused(tmp_path, crops, make, words):
 
 @pytest.mark.parametrize("kind", ["w", "w:gz", "w:xz", "w:bz2"])
 def test_an_archive_that_is_cut_between_members_is_refused(tmp_path, crops, kind):
-    """Of any compression: what follows the last whole member must be the archive's end."""
+    """With any compression: the last complete member must be followed by the archive's end."""
     path = make_tar(tmp_path / "whole.tar", {f"Set5/{k}.png": encoded(crops[k]) for k in range(6)}, "w")
     with tarfile.open(path) as archive:
         ends = [info.offset for info in archive]
@@ -515,7 +515,7 @@ def test_an_archive_that_is_cut_between_members_is_refused(tmp_path, crops, kind
     pack = {"w": bytes, "w:gz": gzip.compress, "w:xz": lzma.compress, "w:bz2": bz2.compress}[kind]
     for end, following in ((ends[3], b""), (ends[3], b"x" * 10240), (ends[3], content[ends[3] : ends[3] + 100])):
         (tmp_path / "Set5.tar").write_bytes(pack(content[:end] + following))
-        with pytest.raises(UserError, match=r"Set5\.tar: the archive is damaged or not whole .* download it again"):
+        with pytest.raises(UserError, match=r"Set5\.tar: the archive is damaged or incomplete .* download it again"):
             run_prepare(tmp_path / "dataset", tmp_path / "Set5.tar", "--scale", "2")
     assert not (tmp_path / "dataset").exists()
     (tmp_path / "Set5.tar").write_bytes(pack(content))
@@ -523,7 +523,7 @@ def test_an_archive_that_is_cut_between_members_is_refused(tmp_path, crops, kind
 
 
 def test_damage_behind_the_last_member_of_a_compressed_archive_is_seen(tmp_path, crops):
-    """The checksum of gzip comes last, and knows of bits that were lost anywhere."""
+    """gzip's checksum comes last and covers every bit."""
     path = make_tar(tmp_path / "Set5.tar.gz", {"Set5/a.png": encoded(crops[0])})
     content = path.read_bytes()
     path.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
@@ -552,7 +552,7 @@ def test_two_members_of_one_name_are_refused(tmp_path, crops, form, second):
 
 
 def test_large_members_are_not_read_before_their_headers(tmp_path, crops, capsys):
-    """Zeros, and an image with much behind it, each of 200 MB: named, in little memory."""
+    """200 MB of zeros, and an image followed by 200 MB: both are named, using little memory."""
     path = tmp_path / "Set5.zip"
     much = bytes(200 << 20)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -566,15 +566,15 @@ def test_large_members_are_not_read_before_their_headers(tmp_path, crops, capsys
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50 << 20
-    said = capsys.readouterr().out
-    assert "zeros.png: cannot be decoded" in said
-    assert "long.png: has 209,7" in said
-    assert "too many for its 64x60 pixels" in said
+    out = capsys.readouterr().out
+    assert "zeros.png: cannot be decoded" in out
+    assert "long.png: has 209,7" in out
+    assert "too many for its 64x60 pixels" in out
     assert [path.name for path in list_images(tmp_path / "dataset/benchmark/Set5/HR")] == ["good.png"]
 
 
 def test_what_is_in_memory_at_once_is_bounded():
-    """More than there is room for waits, but whoever is alone goes on, however large."""
+    """A thread that needs more than is left waits; the only one goes on, whatever it needs."""
     room, inside, most = Room(10), [0], [0]
     lock = threading.Lock()
 
@@ -598,7 +598,7 @@ def test_what_is_in_memory_at_once_is_bounded():
 
 
 def test_a_header_of_a_tar_file_does_not_fill_the_memory(tmp_path, crops):
-    """The name of a member may be a member of its own, of any size."""
+    """A member's name may be stored in a member of its own, of any declared size."""
     path = tmp_path / "Set5.tar"
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
         info = tarfile.TarInfo("Set5/" + "n" * (2 << 20) + ".png")
@@ -611,7 +611,7 @@ def test_a_header_of_a_tar_file_does_not_fill_the_memory(tmp_path, crops):
 def test_what_is_no_regular_file_is_never_waited_for(tmp_path, crops, kind, capsys, monkeypatch):
     folder = make_folder(tmp_path / "Set5", {"a.png": encoded(crops[0])})
     monkeypatch.chdir(tmp_path)  # names of sockets are short
-    for path in (Path("Set5/odd.png"), Path("source")):
+    for path in (Path("Set5/special.png"), Path("source")):
         if kind == "pipe":
             os.mkfifo(path)
         elif kind == "socket":
@@ -621,7 +621,7 @@ def test_what_is_no_regular_file_is_never_waited_for(tmp_path, crops, kind, caps
     with pytest.raises(UserError, match=f"is a {kind}, expected a regular file"):
         run_prepare(tmp_path / "dataset", tmp_path / "source")
     run_prepare(tmp_path / "dataset", folder, "--scale", "2")
-    assert f"1 skipped: odd.png (a {kind})" in capsys.readouterr().out
+    assert f"1 skipped: special.png (a {kind})" in capsys.readouterr().out
     (folder / "b.png").symlink_to(tmp_path / "nothing")
     with pytest.raises(UserError, match="1 thing is wrong"):
         run_prepare(tmp_path / "dataset", folder, "--scale", "2")
@@ -634,7 +634,7 @@ def test_linked_folders_of_a_source_are_read_once(tmp_path, crops, capsys):
     (folder / "linked").symlink_to(tmp_path / "more")
     (folder / "loop").symlink_to(folder)
     run_prepare(tmp_path / "dataset", folder, "--scale", "2")
-    assert "1 skipped: loop (a link to a folder that is read already)" in capsys.readouterr().out
+    assert "1 skipped: loop (a link to a folder that is already read)" in capsys.readouterr().out
     images = list_images(tmp_path / "dataset/Own/Own_train_HR")
     assert [path.name for path in images] == ["a.png", "linked__b.png"]
 
@@ -643,9 +643,9 @@ def test_names_with_control_characters_are_escaped(tmp_path, crops, capsys):
     files = {"Set5/\x1b[31mred\nline.png": b"no image", "Set5/a.png": encoded(crops[0])}
     with pytest.raises(UserError):
         run_prepare(tmp_path / "dataset", make_tar(tmp_path / "Set5.tar", files), "--scale", "2")
-    said = capsys.readouterr().out
-    assert "\\x1b[31mred\\nline.png: cannot be decoded" in said
-    assert "\x1b" not in said
+    out = capsys.readouterr().out
+    assert "\\x1b[31mred\\nline.png: cannot be decoded" in out
+    assert "\x1b" not in out
     with pytest.raises(UserError, match=r"member \.\./\\x1b\\n points outside"):
         run_prepare(tmp_path / "dataset", make_tar(tmp_path / "Set5.tar", {"../\x1b\n": b""}))
     with pytest.raises(UserError, match="--name NAME"):
@@ -655,15 +655,15 @@ def test_names_with_control_characters_are_escaped(tmp_path, crops, capsys):
 def test_a_member_without_a_name(tmp_path):
     with zipfile.ZipFile(tmp_path / "Set5.zip", "w") as archive:
         archive.writestr(zipfile.ZipInfo(""), b"content")
-    with pytest.raises(UserError, match="its member without a name cannot be a file"):
+    with pytest.raises(UserError, match="its member without a name is not a file"):
         run_prepare(tmp_path / "dataset", tmp_path / "Set5.zip")
 
 
 def test_lr_images_of_another_degradation_are_not_replaced(tmp_path, crops):
-    """With HR images alone, bicubic LR images would be made, and the run be another one."""
+    """If only HR images were arranged, bicubic LR images would be made, and the task would be another one."""
     files = {"DIV2K_train_HR/0001.png": encoded(crops[0])}
     unknown = {"DIV2K_train_LR_unknown/X2/0001x2.png": encoded(crops[0][::2, ::2])}
-    with pytest.raises(UserError, match="DIV2K_train_LR_unknown are not bicubic ones, and there are no others"):
+    with pytest.raises(UserError, match="DIV2K_train_LR_unknown are not bicubic, and there are no others"):
         run_prepare(tmp_path / "dataset", make_zip(tmp_path / "DIV2K.zip", files | unknown), "--scale", "2")
     assert not (tmp_path / "dataset").exists()
     bicubic = {"DIV2K_train_LR_bicubic/X2/0001x2.png": encoded(crops[0][::2, ::2])}
@@ -671,7 +671,7 @@ def test_lr_images_of_another_degradation_are_not_replaced(tmp_path, crops):
 
 
 def test_scales_are_measured_in_compressed_archives_too(tmp_path, crops, capsys):
-    """Pairs in folders of any name, of which no name says LR, are refused, and others are found."""
+    """Pairs in folders whose names do not say LR are refused; pairs with known names are found."""
     small = [resize.downscale(crops[k], 2) for k in range(3)]
     files = {f"mine/gt/{k}.png": encoded(crops[k]) for k in range(3)}
     files |= {f"mine/lq/{k}.png": encoded(small[k]) for k in range(3)}
@@ -721,7 +721,7 @@ def test_mistakes_end_in_one_line(tmp_path, crops, capsys):
 
 
 def test_the_published_sets(tmp_path, shared):
-    """HR images of Set5 alone, zipped: the LR images made of them are the published ones."""
+    """Only the HR images of Set5, zipped: the LR images made from them equal the published ones."""
     hr = {f"Set5/{path.name}": path.read_bytes() for path in list_images(shared / "benchmark/Set5/HR")}
     run_prepare(tmp_path, make_zip(tmp_path / "Set5.zip", hr))
     for scale in (2, 3, 4):

@@ -1,1 +1,1 @@
-"""What `prepare.py` does: opens downloads, recognises their layouts and arranges them under --dir_data."""
+"""What `prepare.py` does: opens downloads, recognises their layouts, arranges their images and completes the sets."""

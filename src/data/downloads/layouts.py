@@ -1,4 +1,4 @@
-"""Which image of which set a downloaded file is, told from its path: the published layouts, and folders of any images.
+"""Which image of which set a downloaded file is, recognised by its path: published layouts, and folders of any images.
 
     DIV2K_train_LR_bicubic/X4/0001x4.png    DIV2K, Flickr2K and any NAME_train_HR, NAME_valid_HR, NAME_HR
     benchmark/Set5/LR_bicubic/X2/babyx2.png EDSR's tree
@@ -9,17 +9,19 @@
     Urban100_LR_x2/img_001.png              Hugging Face's
     holiday/2019/beach.jpg                  anything else: a training set, named after its folder
 
-Only paths are read here, in any case of letters; sizes of images are asked for where paths leave open which are LR
-(`pairing`, which main.py goes by too). Names of sets are those of main.py's --data_train and --data_test.
+Only paths are read here, upper and lower case alike. Sizes of images are asked for where paths leave open which are LR
+(`roles` and `matching`, which main.py uses too). Names of sets are those of main.py's --data_train and --data_test.
 """
 
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
-from data import pairing
 from data.listing import is_image
+from data.matching import pairs_in, refuse_likely_pairs, refuse_unnamed_low
+from data.roles import File, SizeOf, sort_out
 
 BENCHMARKS = {
     "set5": "Set5",
@@ -48,17 +50,25 @@ _MARKED = re.compile(r"(.+?)_(HR|LR|LRBI)_x(\d)", re.I)
 _PAIRED = re.compile(r"(.+)_(HR|GT|LR)", re.I)
 
 
+class SetKey(NamedTuple):
+    """A set: its name, and whether it is one to test on."""
+
+    name: str
+    benchmark: bool
+
+
 @dataclass(frozen=True)
 class Image:
     """What a file is.
 
     Args:
         path: in its source.
-        set_name, benchmark: the set, and whether it is one to test on; "" if its path does not say.
+        set_name: "" if its path does not say.
+        benchmark: whether the set is one to test on.
         name: of the image, the same for LR and HR: nested/beach.png is called nested__beach.
-        lr: LR or HR.
-        scale: of an LR image; None if its path does not say. Of an HR image that was published for this scale alone and
-            so may be cropped to a multiple of it; else None.
+        lr: True for LR, False for HR.
+        scale: of an LR image, None if its path does not say; of an HR image that was published for one scale, so that
+            it may be cropped to a multiple of it, else None.
     """
 
     path: PurePosixPath
@@ -68,71 +78,86 @@ class Image:
     lr: bool
     scale: int | None
 
+    @property
+    def set_key(self) -> SetKey:
+        """The set that it belongs to."""
+        return SetKey(self.set_name, self.benchmark)
+
 
 @dataclass(frozen=True)
 class _Guess:
-    """What the path of one file says by itself; `lr` is None if it says neither LR nor HR."""
+    """What the path of one file says by itself.
+
+    Args:
+        known: whether the set is a published one.
+        folders: that say nothing, from the one that named the set inwards.
+        stem: without marks.
+        lr: True for LR, False for HR, None if the path says neither.
+    """
 
     path: PurePosixPath
-    set_name: str
-    benchmark: bool
-    known: bool
-    folders: tuple[str, ...]
-    stem: str
-    lr: bool | None
-    scale: int | None
+    set_name: str = ""
+    benchmark: bool = False
+    known: bool = False
+    folders: tuple[str, ...] = ()
+    stem: str = ""
+    lr: bool | None = None
+    scale: int | None = None
+
+
+class _Skipped(Exception):
+    """A file is not an image of a set; the message says why."""
 
 
 def recognise(
-    name: str, paths: list[PurePosixPath], *, is_archive: bool = False, size: pairing.Size | None = None
+    name: str, paths: list[PurePosixPath], *, is_archive: bool = False, size_of: SizeOf | None = None
 ) -> tuple[list[Image], Counter[str]]:
     """What the files of a source are.
 
     Args:
-        name: of the source: of the folder with its parents, as far as they say something (`context`), or the archive.
+        name: of the source: the archive, or the folder with as many of its parents as say something (`context`).
         paths: of all its files.
-        size: (height, width) of an image, (1, 1) of what is none; None where files are not looked at.
+        size_of: gives (height, width) of an image, and (1, 1) for what is not an image; None to go by paths alone.
 
     Returns:
-        The images, in the order of `paths`, and what was passed over: reason -> number of files.
+        The images, in the order of `paths`, and what was skipped: reason -> number of files.
 
     Raises:
-        UserError: for images that may be LR or HR images.
+        UserError: if LR and HR images cannot be told apart.
     """
-    passed_over: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     images = []
     for path in paths:
         if not is_image(path.name):
-            passed_over[f"no images (*{path.suffix.lower() or path.name})"] += 1
+            skipped[f"not images (*{path.suffix.lower() or path.name})"] += 1
         elif "bin" in path.parts[:-1]:
-            passed_over["in bin/, which holds what is made of a set"] += 1
+            skipped["in bin/, which holds what is made from a set"] += 1
         else:
             images.append(path)
     tops = {path.parts[0] if len(path.parts) > 1 else "" for path in images}
-    # An archive's own name may be anything, "download (1)"; where all lies in one folder, that is what it is called.
+    # An archive may have any name, such as "download (1)"; if all its files lie in one folder, that one's name counts.
     outer = [] if is_archive and not _KNOWN.fullmatch(name) and len(tops) == 1 and "" not in tops else name.split("/")
     guesses = []
     for path in images:
-        guess = _guess(outer, path)
-        if isinstance(guess, str):
-            passed_over[guess] += 1
-        else:
-            guesses.append(guess)
-    size = size or (lambda path: (1, 1))
-    guesses = _by_counterparts(guesses, pairing.sort_out([guess.path for guess in guesses], None, size))
-    images, unused = _settle(guesses, passed_over)
-    _refuse_unnamed([image.path for image in images if not image.lr], unused, size)
-    return images, passed_over
+        try:
+            guesses.append(_guess(outer, path))
+        except _Skipped as reason:
+            skipped[str(reason)] += 1
+    size_of = size_of or (lambda path: (1, 1))
+    guesses = _by_counterparts(guesses, sort_out([guess.path for guess in guesses], None, size_of))
+    images, unused = _settle(guesses, skipped)
+    _refuse_unnamed([image.path for image in images if not image.lr], unused, size_of)
+    return images, skipped
 
 
-def _by_counterparts(guesses: list[_Guess], files: list[pairing.File]) -> list[_Guess]:
-    """What paths of LR and HR images say together, where one of them alone does not say what it is."""
-    pairs = pairing.pairs_in(files)
+def _by_counterparts(guesses: list[_Guess], files: list[File]) -> list[_Guess]:
+    """The guesses, changed where the paths of an LR and an HR image say together what one of them does not."""
+    pairs = pairs_in(files)
     guess_of = {guess.path: guess for guess in guesses}
-    sure = {pairs[file.path][0].path for file in files if file.lr and file.path in pairs and file.role.kind[:1] != "*"}
+    sure = {pairs[file.path].hr.path for file in files if file.lr and file.path in pairs and file.role.kind[:1] != "*"}
     vague = {file.path for file in files if file.lr and file.role.kind[:1] == "*"}  # cat_blur beside cat_HR and cat_LR
-    pairs = {path: pair for path, pair in pairs.items() if path not in vague or pair[0].path not in sure}
-    told_apart = {hr.path for path, (hr, _) in pairs.items() if _disagree(guess_of[path], guess_of[hr.path])}
+    pairs = {path: pair for path, pair in pairs.items() if path not in vague or pair.hr.path not in sure}
+    told_apart = {pair.hr.path for path, pair in pairs.items() if _disagree(guess_of[path], guess_of[pair.hr.path])}
     settled = []
     for guess, file in zip(guesses, files, strict=True):
         hr, name = pairs.get(guess.path, (None, file.name))
@@ -149,22 +174,27 @@ def _by_counterparts(guesses: list[_Guess], files: list[pairing.File]) -> list[_
 
 
 def _disagree(one: _Guess, hr: _Guess) -> bool:
-    """Whether what paths of an LR and an HR image say by themselves does not make them a pair."""
+    """Whether the guesses for an LR and an HR image, or for one HR image, do not make them a pair."""
     if one.path == hr.path:
         return one.lr is None
     return one.lr is None or (one.set_name, one.folders, one.stem) != (hr.set_name, hr.folders, hr.stem)
 
 
-def _refuse_unnamed(hr: list[PurePosixPath], unused: list[PurePosixPath], size: pairing.Size) -> None:
-    files = pairing.sort_out([*hr, *unused], None, size)
-    pairing.refuse_likely_pairs(files[: len(hr)], size, "SOURCE")
-    pairing.refuse_unnamed_low(files[: len(hr)], files[len(hr) :], size)
+def _refuse_unnamed(hr: list[PurePosixPath], unused: list[PurePosixPath], size_of: SizeOf) -> None:
+    """Refuses HR images, or files beside them, that look like LR images by their sizes.
+
+    Raises:
+        UserError: if there are any.
+    """
+    files = sort_out([*hr, *unused], None, size_of)
+    refuse_likely_pairs(files[: len(hr)], size_of, "SOURCE")
+    refuse_unnamed_low(files[: len(hr)], files[len(hr) :], size_of)
 
 
 def context(parts: tuple[str, ...]) -> str:
-    """The end of a folder's path that says what is in it: Set5/LR_bicubic/X4 of /data/Set5/LR_bicubic/X4.
+    """The end of a folder's path that says what the folder holds: Set5/LR_bicubic/X4 of /data/Set5/LR_bicubic/X4.
 
-    Folders above count only where the last one alone is no set's name.
+    Parents count only where the last folder alone does not name the set.
     """
     kept = [parts[-1]] if parts else []
     for part in reversed(parts[:-1]):
@@ -177,82 +207,104 @@ def context(parts: tuple[str, ...]) -> str:
     return "/".join(kept)
 
 
-def _guess(outer: list[str], path: PurePosixPath) -> _Guess | str:
-    """What one path says, read from the outermost folder inwards; a text if it is to be passed over, and why."""
-    set_name, benchmark, known = "", False, False
-    lr = scale = None
-    folders: list[str] = []  # that say nothing, since the one that named the set
+def _guess(outer: list[str], path: PurePosixPath) -> _Guess:
+    """What one path says, its folders read from the outermost inwards.
+
+    Raises:
+        _Skipped: if it is not an image of a set.
+    """
+    guess = _Guess(path)
     below_benchmark = False
     for part in [*outer, *path.parts[:-1]]:
         if part.lower() == "benchmark":
-            below_benchmark, folders = True, []
+            below_benchmark = True
+            guess = replace(guess, folders=())
             continue
-        names_set, rest = True, ""  # what follows the set's name in this folder's
-        if found := _KNOWN.fullmatch(part):
-            key, rest = found[1].lower(), found[2] or ""
-            set_name, benchmark, known = {**BENCHMARKS, **TRAINING}[key], key in BENCHMARKS, True
-        elif below_benchmark:
-            set_name, benchmark, known = part, True, True
-        elif not set_name and (found := _NAMED.fullmatch(part)):
-            set_name, rest = found[1], found[2]
-        else:
-            names_set, rest = False, part
+        guess = _with_folder(guess, part, below_benchmark)
         below_benchmark = False
-        folders = [] if names_set else folders
-        rest = re.sub(r" ?\(\d+\)$", "", rest)  # what browsers call a second download
+    if not guess.set_name and guess.folders:
+        guess = replace(guess, set_name=guess.folders[0], folders=guess.folders[1:])
+    return _with_stem(guess)
 
-        says_role = True
-        if _HR.fullmatch(rest):
-            lr = False
-        elif found := _LR.fullmatch(rest):
-            lr, scale = True, int(found[1]) if found[1] else scale
-        elif _OTHER.fullmatch(rest) and set_name:
-            return f"{part}/ is neither HR nor bicubic LR"
-        elif (found := _SCALE.fullmatch(rest)) and (known or lr is not None or rest.lower().startswith("image")):
-            scale = int(found[1])  # in a folder of own images x2 may mean anything
-        else:
-            says_role = False
-        if says_role and not set_name and folders:  # my_set/HR
-            set_name, folders = folders[-1], []
-        if not says_role and not names_set:
-            folders.append(part)
-    if not set_name and folders:
-        set_name, folders = folders[0], folders[1:]
 
-    stem = path.stem
+def _with_folder(guess: _Guess, part: str, below_benchmark: bool) -> _Guess:
+    """The guess, with what the next folder inwards says.
+
+    Raises:
+        _Skipped: if the folder holds neither HR nor bicubic LR images.
+    """
+    names_set, rest = True, ""  # what follows the set's name in this folder's
+    if found := _KNOWN.fullmatch(part):
+        key, rest = found[1].lower(), found[2] or ""
+        name = {**BENCHMARKS, **TRAINING}[key]
+        guess = replace(guess, set_name=name, benchmark=key in BENCHMARKS, known=True)
+    elif below_benchmark:
+        guess = replace(guess, set_name=part, benchmark=True, known=True)
+    elif not guess.set_name and (found := _NAMED.fullmatch(part)):
+        guess = replace(guess, set_name=found[1])
+        rest = found[2]
+    else:
+        names_set, rest = False, part
+    if names_set:
+        guess = replace(guess, folders=())
+    rest = re.sub(r" ?\(\d+\)$", "", rest)  # what browsers add to a second download
+
+    if _HR.fullmatch(rest):
+        guess = replace(guess, lr=False)
+    elif found := _LR.fullmatch(rest):
+        guess = replace(guess, lr=True, scale=int(found[1]) if found[1] else guess.scale)
+    elif _OTHER.fullmatch(rest) and guess.set_name:
+        raise _Skipped(f"{part}/ is neither HR nor bicubic LR")
+    elif (found := _SCALE.fullmatch(rest)) and (
+        guess.known or guess.lr is not None or rest.lower().startswith("image")
+    ):
+        guess = replace(guess, scale=int(found[1]))  # in a folder of own images x2 may mean anything
+    else:
+        return guess if names_set else replace(guess, folders=(*guess.folders, part))
+    if not guess.set_name and guess.folders:  # my_set/HR
+        guess = replace(guess, set_name=guess.folders[-1], folders=())
+    return guess
+
+
+def _with_stem(guess: _Guess) -> _Guess:
+    """The guess, with what the file's own name says.
+
+    Raises:
+        _Skipped: if that is neither HR nor LR.
+    """
+    stem, scale, lr = guess.path.stem, guess.scale, guess.lr
     if found := _SRF.fullmatch(stem):
         if found[3].upper() not in ("HR", "LR"):
-            return f"*_SRF_{found[2]}_{found[3]}{path.suffix}, neither HR nor LR"
+            raise _Skipped(f"*_SRF_{found[2]}_{found[3]}{guess.path.suffix}, neither HR nor LR")
         stem, scale, lr = found[1], int(found[2]), found[3].upper() == "LR"
     elif found := _MARKED.fullmatch(stem):
         stem, scale, lr = found[1], int(found[3]), found[2].upper() != "HR"
     elif lr and (found := re.fullmatch(r"(.+?)x(\d)", stem, re.I)) and int(found[2]) == (scale or int(found[2])):
         stem, scale = found[1], int(found[2])
-    return _Guess(path, set_name, benchmark, known, tuple(folders), stem, lr, scale)
+    return replace(guess, stem=stem, scale=scale, lr=lr)
 
 
-def _settle(guesses: list[_Guess], passed_over: Counter[str]) -> tuple[list[Image], list[PurePosixPath]]:
-    """What only a look at other files tells: NAME_HR beside NAME_LR, and files that are neither in a set of pairs."""
-    seen = {_paired(guess) for guess in guesses}
+def _settle(guesses: list[_Guess], skipped: Counter[str]) -> tuple[list[Image], list[PurePosixPath]]:
+    """The images, and the files that are skipped, once all files are known: NAME_HR counts beside NAME_LR, and in a set
+    with pairs a file that is neither HR nor LR is skipped."""
+    seen = {_marked(guess) for guess in guesses}
     settled = []
     for guess in guesses:
-        pair = _paired(guess)
-        if pair:
-            lr, *key = pair
-            if (not lr, *key) in seen:
-                guess = replace(guess, stem=key[-1], lr=lr)
-            elif guess.benchmark and guess.known and not lr:  # baby_GT.bmp, as SRCNN's authors called it
-                guess = replace(guess, stem=key[-1])
+        if marked := _marked(guess):
+            if marked._replace(lr=not marked.lr) in seen:
+                guess = replace(guess, stem=marked.stem, lr=marked.lr)
+            elif guess.benchmark and guess.known and not marked.lr:  # baby_GT.bmp, as SRCNN's authors called it
+                guess = replace(guess, stem=marked.stem)
         settled.append(guess)
     has_hr = {guess.set_name for guess in settled if guess.lr is False}
     used, unused = [], []
     for guess in settled:
         if guess.lr is None and (guess.scale or guess.set_name in has_hr):
-            passed_over[f"in {guess.path.parent}/, beside the HR and LR images of {guess.set_name}"] += 1
+            skipped[f"in {guess.path.parent}/, beside the HR and LR images of {guess.set_name}"] += 1
             unused.append(guess.path)
         else:
             used.append(guess)
-    # Set5/images/baby.png is Set5's baby: in a known set, folders count where they tell images from one another.
+    # Set5/images/baby.png is called baby: in a known set, folders count only where they distinguish images.
     common: dict[str, tuple[str, ...]] = {}
     for guess in used:
         common[guess.set_name] = _common(common.get(guess.set_name, guess.folders), guess.folders)
@@ -265,12 +317,20 @@ def _settle(guesses: list[_Guess], passed_over: Counter[str]) -> tuple[list[Imag
 
 
 def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
-    """What two paths begin with."""
+    """The folders that two paths begin with."""
     same = [a == b for a, b in zip(one, other, strict=False)]
     return one[: same.index(False)] if False in same else one[: len(same)]
 
 
-def _paired(guess: _Guess) -> tuple | None:
-    """(is LR, set, folders, stem without the mark) of a file called NAME_HR, NAME_GT or NAME_LR."""
+class _Marked(NamedTuple):
+    """A file called NAME_HR, NAME_GT or NAME_LR; `stem` is NAME."""
+
+    lr: bool
+    set_name: str
+    folders: tuple[str, ...]
+    stem: str
+
+
+def _marked(guess: _Guess) -> _Marked | None:
     found = _PAIRED.fullmatch(guess.stem)
-    return found and (found[2].upper() == "LR", guess.set_name, guess.folders, found[1])
+    return _Marked(found[2].upper() == "LR", guess.set_name, guess.folders, found[1]) if found else None

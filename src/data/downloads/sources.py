@@ -1,9 +1,9 @@
 """What a user downloaded, a folder or an archive, as one list of files with a way to read each.
 
-Archives (.zip, .tar, .tar.gz and what else `tarfile` reads) are recognised by their content, not by their name.
-Nothing is ever unpacked: a member is read as bytes, and whoever reads it decides where they go. An archive with a
-member that points outside its folder, or is a link or a device, or with two of one name, is refused whole, and so is
-one that is cut, also where one member ends and another would begin. Of a large file the beginning is read first.
+Archives (.zip, .tar, .tar.gz and whatever else `tarfile` reads) are recognised by their content, not by their name.
+Nothing is unpacked: a member is read as bytes, and the caller decides where they go. An archive is refused as a whole
+if a member points outside its folder, is a link or a device, or has another member's name, and if the archive is cut
+off, even exactly between two members. Of a large file only the beginning is read first.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ from data.listing import BROKEN, EMPTY, hidden, is_image, walk
 from runtime.errors import UserError, printable
 from runtime.files import open_regular
 
-LARGEST = 1 << 30  # bytes of one image: more is a damaged header or a file made to fill the memory
-HEAD = 1 << 16  # bytes that say an image's size
-BYTES_A_PIXEL = 16  # of the least economical file, twice over
-OVERHEAD = 1 << 24  # bytes of a file beside its pixels: profiles, thumbnails
-LONGEST_NAME = 1 << 20  # bytes of an archive's member that holds the next one's name
+LARGEST = 1 << 30  # bytes of one image: more means a damaged header or a file made to exhaust the memory
+HEAD = 1 << 16  # bytes that contain an image's size
+BYTES_A_PIXEL = 16  # twice those of the least compact format
+OVERHEAD = 1 << 24  # bytes of a file besides its pixels: profiles, thumbnails
+LONGEST_NAME = 1 << 20  # bytes of the special tar member that holds the next member's name
 _BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -48,10 +48,10 @@ class Member:
     """One file of a source.
 
     Args:
-        path: below the folder, or in the archive.
-        label: for messages: where it is, archive included.
-        bytes: of its content, as its folder or archive says.
-        file: in a folder, the file itself.
+        path: relative to the folder, or in the archive.
+        label: where it is, archive included, for messages.
+        bytes: the size of its content, as the folder or archive declares it.
+        file: the file itself, if it lies in a folder.
     """
 
     path: PurePosixPath
@@ -62,10 +62,10 @@ class Member:
     _size: list[tuple[int, int]] = field(default_factory=list)
 
     def size(self) -> tuple[int, int]:
-        """(height, width) of the image that it is, from the beginning of its content where that is enough.
+        """(height, width) of the image, from the beginning of its content where that is enough.
 
         Raises:
-            UserError: if it cannot be read, or is no image.
+            UserError: if it cannot be read, or is not an image.
         """
         if not self._size:
             with self._opened() as file:
@@ -76,7 +76,7 @@ class Member:
         """Its whole content.
 
         Raises:
-            UserError: if it cannot be read: damaged, encrypted, or out of all proportion to the image.
+            UserError: if it cannot be read: damaged, encrypted, or far too large for the image's size.
         """
         with self._opened() as file:
             head = file.read(HEAD)
@@ -102,18 +102,21 @@ class Member:
             raise UserError(f"{self.label}: cannot be read ({_reason(error)}): download or copy it again") from None
 
     def _size_of(self, head: bytes, file: BinaryIO) -> tuple[int, int]:
-        # TIFF may say its size at its end; what begins like WebP or AVIF is not read in parts.
-        if len(head) == HEAD and (head[:2] in (b"II", b"MM") or head[:4] == b"RIFF" or head[4:8] in (b"ftyp", b"jP  ")):
+        if len(head) == HEAD and _needs_all(head):
             head += file.read(LARGEST)
         return read_size(self.label, head)
 
     def _check(self, head: bytes, file: BinaryIO) -> None:
-        """Refuses what is no image, or has many times the bytes that its pixels take, before it is read."""
+        """Refuses a file that is not an image, or has many times the bytes of its pixels, before it is read.
+
+        Raises:
+            UserError: if it is one.
+        """
         if not self._size:
             try:
                 self._size.append(read_size(self.label, head))
             except UserError:
-                if head[:2] not in (b"II", b"MM") and head[:4] != b"RIFF" and head[4:8] not in (b"ftyp", b"jP  "):
+                if not _needs_all(head):
                     raise
                 return
         height, width = self._size[0]
@@ -123,8 +126,13 @@ class Member:
             )
 
 
+def _needs_all(head: bytes) -> bool:
+    """Whether the size may come later: TIFF may have it at its end; WebP, AVIF and JPEG 2000 are not read in parts."""
+    return head[:2] in (b"II", b"MM") or head[:4] == b"RIFF" or head[4:8] in (b"ftyp", b"jP  ")
+
+
 def _too_large(label: str) -> str:
-    return f"{label}: is larger than {LARGEST >> 30} GiB, which no image is: remove it"
+    return f"{label}: is larger than {LARGEST >> 30} GiB, expected an image: remove it"
 
 
 @dataclass(frozen=True)
@@ -134,8 +142,8 @@ class Source:
     Args:
         path: as the user gave it.
         name: of the folder, or of the archive without its suffix.
-        sequential: whether reading in another order, as several threads do, would begin at the archive's start again.
-        skipped: of a folder, what is no regular file and why it is passed over.
+        sequential: whether reading in another order, as several threads do, starts over at the archive's beginning.
+        skipped: what is not a regular file in a folder: path -> what it is.
     """
 
     path: Path
@@ -147,11 +155,11 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """Lists what is in a folder or an archive; hidden files, and what macOS adds to archives, are passed over.
+    """Lists the files in a folder or an archive; hidden files, and what macOS adds to archives, are ignored.
 
     Raises:
         UserError: if there is nothing at `path`, if it is neither a folder nor an archive, if it is damaged, or if a
-            member points outside of it or is no plain file.
+            member points outside of it, is not a plain file or has a name that is not valid UTF-8.
     """
     source = _folder(path) if path.is_dir() else _archive(path)
     for member in source.members:
@@ -160,7 +168,7 @@ def open_source(path: Path) -> Source:
         except UnicodeEncodeError:
             label = member.label
             raise UserError(
-                f"{printable(path)}: the name of a file in it is no text, {label}: rename the file"
+                f"{printable(path)}: the name of a file in it is not valid UTF-8, {label}: rename the file"
             ) from None
     return source
 
@@ -168,7 +176,7 @@ def open_source(path: Path) -> Source:
 def _archive(path: Path) -> Source:
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder: check the path")
-    with open_regular(path) as file:  # a pipe would be waited for
+    with open_regular(path) as file:  # refuses a pipe, which would be waited for
         head = file.read(2)
     try:
         if zipfile.is_zipfile(path):
@@ -180,36 +188,36 @@ def _archive(path: Path) -> Source:
     if head in (b"PK", b"\x1f\x8b"):
         raise UserError(f"{path}: {_damaged('its end or its beginning is missing')}")
     raise UserError(
-        f"{path}: is neither a folder nor an archive that can be read here, expected .zip, .tar, .tar.gz or .tgz: "
-        "unpack it and give the folder"
+        f"{path}: is neither a folder nor a known archive, expected .zip, .tar, .tar.gz or .tgz: unpack it and give "
+        "the folder"
     )
 
 
 def _damaged(reason: str) -> str:
-    return f"the archive is damaged or not whole ({reason}): download it again"
+    return f"the archive is damaged or incomplete ({reason}): download it again"
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without the file's name, which is said already."""
+    """What went wrong, without the name of the file, which the message has already."""
     return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _folder(path: Path) -> Source:
-    files, odd = walk(path)
-    # A broken link is kept, to be named.
-    files += [file for file, reason in odd.items() if reason == BROKEN]
+    files, others = walk(path)
+    # Broken links stay in the list: reading one reports it.
+    files += [file for file, reason in others.items() if reason == BROKEN]
     members = []
     for file in sorted(files):
         inside = PurePosixPath(file.relative_to(path).as_posix())
         members.append(Member(inside, printable(file), _bytes(file), partial(open_regular, file), file))
-    skipped = {file: reason for file, reason in odd.items() if reason not in (BROKEN, EMPTY)}
+    skipped = {file: reason for file, reason in others.items() if reason not in (BROKEN, EMPTY)}
     return Source(path, path.resolve().name, members, skipped=skipped)
 
 
 def _bytes(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # what is wrong with it is said when it is read
+    except OSError:  # reported when it is read
         return 0
 
 
@@ -239,7 +247,7 @@ def _tar(path: Path) -> Source:
         if info.isfile() and not _hidden(inside):
             _once(path, inside, seen)
             member = Member(inside, _label(path, inside), info.size, partial(_open_tarred, archive, info, lock))
-            if compressed and is_image(inside.name):  # later it would take reading from the archive's start again
+            if compressed and is_image(inside.name):  # later, this would read the archive from its beginning again
                 with contextlib.suppress(UserError):
                     member.size()
             members.append(member)
@@ -248,7 +256,8 @@ def _tar(path: Path) -> Source:
 
 
 class _Info(tarfile.TarInfo):
-    """A member's header. What comes before it, the member's name and notes on it, is read into memory."""
+    """A member's header. `tarfile` reads the special members before it, with long names and notes, into memory: their
+    size is limited here."""
 
     def _proc_member(self, archive):
         notes = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
@@ -258,16 +267,16 @@ class _Info(tarfile.TarInfo):
 
 
 def _check_end(archive: tarfile.TarFile, compressed: bool) -> None:
-    """An archive that was cut between two members lacks the zeros that end it, which `tarfile` does not miss.
+    """Checks for the zeros that end an archive: `tarfile` does not notice a cut between two members.
 
     Raises:
-        EOFError: if it was cut, or of compressed data if what follows is damaged.
+        EOFError: if they are missing. Reading on to the checksum of compressed data raises the errors of `_BROKEN`.
     """
     archive.fileobj.seek(archive.offset)
     block = archive.fileobj.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or any(block):
         raise EOFError("its end is missing, as if the download had stopped" if not block else "a member is damaged")
-    left = LARGEST if compressed else 0  # to the checksum at its end
+    left = LARGEST if compressed else 0  # reading on to the end makes the decompressor check its checksum
     while left > 0 and archive.fileobj.read(1 << 20):
         left -= 1 << 20
 
@@ -280,7 +289,7 @@ def _open_tarred(archive: tarfile.TarFile, info: tarfile.TarInfo, lock: threadin
 
 def _once(path: Path, inside: PurePosixPath, seen: set) -> None:
     if inside in seen:
-        raise UserError(_refusal(path, str(inside), "is in it twice, and nothing says which of the two counts"))
+        raise UserError(_refusal(path, str(inside), "is in it twice"))
     seen.add(inside)
 
 
@@ -289,9 +298,13 @@ def _label(path: Path, inside: PurePosixPath) -> str:
 
 
 def _inside(path: Path, name: str) -> PurePosixPath:
-    """A member's path, which is below the archive's folder; some zip files have backslashes."""
-    if not name:  # zipfile cannot take it
-        raise UserError(_refusal(path, "without a name", "cannot be a file"))
+    """A member's path relative to the archive's folder; some zip files have backslashes.
+
+    Raises:
+        UserError: if it points outside the folder.
+    """
+    if not name:  # zipfile cannot read it
+        raise UserError(_refusal(path, "without a name", "is not a file"))
     inside = PurePosixPath(name.replace("\\", "/"))
     if inside.is_absolute() or ".." in inside.parts or re.match(r"[A-Za-z]:", name):
         raise UserError(_refusal(path, name, "points outside the archive's folder"))
@@ -300,7 +313,7 @@ def _inside(path: Path, name: str) -> PurePosixPath:
 
 def _refusal(path: Path, name: str, reason: str) -> str:
     name = printable(name)
-    return f"{path}: its member {name} {reason}: refused, nothing of it was read; use an archive of another origin"
+    return f"{path}: its member {name} {reason}: nothing was read; use an archive from another source"
 
 
 def _hidden(path: PurePosixPath) -> bool:

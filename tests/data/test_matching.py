@@ -1,5 +1,5 @@
-"""Which LR images a set is trained and tested with: those of the user's own wherever they lie, or a line that says why
-not; what is made is made where nothing else lies. main.py and prepare.py go by the same rule."""
+"""Which LR images a set is trained and tested with: the user's own wherever they lie, or one line that says why not.
+LR images are made only where there are no others. main.py and prepare.py follow the same rule."""
 
 import logging
 import os
@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import prepare
-from data import build_test_sets, build_train_set, pairing
+from data import build_test_sets, build_train_set
 from data.image import read_image, write_png
+from data.roles import unmark
 from option import parse_args
 from runtime.errors import UserError
 
@@ -28,7 +29,7 @@ def _log(caplog):
 
 
 def make(root: Path, *patterns: str, height: int = 30, value: int = 7, names=NAMES) -> None:
-    """Images called as the patterns say, {n} is each name; LR images are of one value, HR images of others."""
+    """Writes images named by the patterns, {n} standing for each name; `value` tells LR images from HR images."""
     for pattern in patterns:
         for number, name in enumerate(names):
             path = root / pattern.format(n=name)
@@ -56,7 +57,7 @@ def sets_to_test(dataset: Path, name: str, *flags: str):
 
 
 def lr_values(samples) -> list[int]:
-    """Of each pair: LR images of one value are the user's, those made from HR are not."""
+    """The first value of each LR image: it tells the user's images from those made from HR."""
     return [int(read_image(pair.lr)[0, 0, 0]) for pair, _ in samples.images]
 
 
@@ -193,7 +194,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("hr", "lr"), PAIRS)
 def test_pairs_are_told_from_one_another(tmp_path, hr, lr):
-    """main.py trains on three pairs, never on six HR images; prepare.py makes a set of the same three."""
+    """main.py trains on three pairs, not on six HR images; prepare.py makes a set of the same three."""
     make_hr(tmp_path / "data/Own", hr)
     make(tmp_path / "data/Own", lr)
     before = files_below(tmp_path)
@@ -207,7 +208,7 @@ def test_pairs_are_told_from_one_another(tmp_path, hr, lr):
     assert lr_values(trained(tmp_path / "dataset", root.name)) == [7, 8, 9]
     if root.name != "Own":  # Own/train/HR is a set called train
         return
-    # Once more, where it lies: nothing is made beside it.
+    # Again, in place: nothing is made beside it.
     prepare.main(["--dir_data", str(tmp_path / "data"), str(tmp_path / "data/Own"), "--scale", "2", "--train"])
     assert files_below(tmp_path / "data") == {name.removeprefix("data/") for name in before}
 
@@ -225,7 +226,7 @@ def test_pairs_are_told_from_one_another(tmp_path, hr, lr):
         ("Own_train_HR/{n}.png", "foo/{n}x2.png"),
     ],
 )
-def test_what_looks_like_pairs_is_refused(tmp_path, hr, lr):
+def test_images_that_look_like_pairs_are_refused(tmp_path, hr, lr):
     make_hr(tmp_path / "data/Own", hr)
     make(tmp_path / "data/Own", lr)
     before = files_below(tmp_path)
@@ -241,11 +242,11 @@ def test_what_looks_like_pairs_is_refused(tmp_path, hr, lr):
 @pytest.mark.parametrize(
     ("hr", "lr", "words"),
     [
-        ("HR/{n}.png", "LR/other_{n}.png", "belong to no HR image"),
-        ("HR/{n}.png", "LR_bicubic/X2/img{n}x2.png", "belong to no HR image"),
+        ("HR/{n}.png", "LR/other_{n}.png", "have no HR image"),
+        ("HR/{n}.png", "LR_bicubic/X2/img{n}x2.png", "have no HR image"),
         ("HR/{n}.png", "LR_mild/X2/{n}.png|LR_wild/X2/{n}.png", "2 kinds of LR x2 images"),
         ("HR/{n}.png", "LR_wild/X2/{n}x2w1.png|LR_wild/X2/{n}x2w2.png", "2 LR x2 images of"),
-        ("HR/{n}.png", "LR/{n}.npy", "no image"),
+        ("HR/{n}.png", "LR/{n}.npy", "not an image"),
     ],
 )
 def test_lr_images_that_are_not_understood_are_named(tmp_path, hr, lr, words):
@@ -264,7 +265,7 @@ def test_lr_images_that_are_not_understood_are_named(tmp_path, hr, lr, words):
 
 
 def test_lr_images_of_some_hr_images(tmp_path):
-    """In a place of the user's own a mistake; where LR images are made, what a run that was killed had made."""
+    """A mistake in the user's own folder; where LR images are made, a killed run may have left some."""
     make_hr(tmp_path / "Own", "HR/{n}.png")
     make(tmp_path / "Own", "LR/{n}.png", names=NAMES[:2])
     with pytest.raises(UserError, match=r"2 of 3 HR images, none of .*0003"):
@@ -279,7 +280,7 @@ def test_lr_images_of_some_hr_images(tmp_path):
     assert (tmp_path / "Own/LR_bicubic/X2/0003x2.png").exists()
 
 
-def test_bicubic_lr_images_come_first_and_others_are_said(tmp_path, caplog):
+def test_bicubic_lr_images_come_first_and_others_are_logged(tmp_path, caplog):
     make_hr(tmp_path / "Own", "Own_train_HR/{n}.png")
     make(tmp_path / "Own", "Own_train_LR_bicubic/X2/{n}x2.png")
     make(tmp_path / "Own", "Own_train_LR_unknown/X2/{n}x2.png", value=50)
@@ -288,14 +289,14 @@ def test_bicubic_lr_images_come_first_and_others_are_said(tmp_path, caplog):
 
 
 def test_nothing_is_made_for_images_whose_lr_images_are_not_understood(tmp_path, capsys):
-    """prepare.py names them, and leaves their places empty; the others are completed."""
+    """prepare.py names them and makes no others for them; the other images are completed."""
     make_hr(tmp_path / "Own", "HR/{n}.png")
     make(tmp_path / "Own", "LR/{n}.png", height=23, names=NAMES[:1])
     with pytest.raises(UserError, match="1 thing is wrong"):
         prepare.main(["--dir_data", str(tmp_path / "dataset"), str(tmp_path / "Own"), "--scale", "2"])
     made = tmp_path / "dataset/Own/Own_train_LR_bicubic/X2"
     assert sorted(path.name for path in made.iterdir()) == ["0002x2.png", "0003x2.png"]
-    assert "0001.png: 25x23 pixels are no whole fraction" in capsys.readouterr().out
+    assert "0001.png: 25x23 pixels are not a whole fraction" in capsys.readouterr().out
 
 
 def test_lr_images_of_another_scale_do_not_keep_any_from_being_made(tmp_path):
@@ -313,7 +314,7 @@ def test_lr_images_of_another_scale_do_not_keep_any_from_being_made(tmp_path):
 
 
 def test_folders_of_own_images_may_have_any_names(tmp_path):
-    """Words that mean LR or HR elsewhere are names here, as long as there is no pair."""
+    """Words that mean LR or HR elsewhere are plain names where there is no pair."""
     names = [
         "x2/a.png",
         "low/b.png",
@@ -340,7 +341,7 @@ def test_a_set_that_is_the_hr_folder_alone(tmp_path):
     trained(tmp_path, "other")
 
 
-def test_lr_images_alone_are_no_hr_images(tmp_path):
+def test_a_set_of_lr_images_only_is_refused(tmp_path):
     make(tmp_path / "Own", "LR/{n}.png")
     with pytest.raises(UserError, match="found 3 LR images"):
         trained(tmp_path)
@@ -349,7 +350,7 @@ def test_lr_images_alone_are_no_hr_images(tmp_path):
 @pytest.mark.parametrize("place", ["Own_train_LR_bicubic/X2", "LR", "X2"])
 @pytest.mark.parametrize("kind", ["empty", "pipe", "broken", "HR"])
 def test_lr_folders_without_lr_images(tmp_path, place, kind):
-    """One line each, and nothing is written, but where LR images are made anyway."""
+    """One line each, and nothing is written, except where LR images are made anyway."""
     make_hr(tmp_path / "Own", "Own_train_HR/{n}.png")
     folder = tmp_path / "Own" / place
     folder.parent.mkdir(exist_ok=True)
@@ -387,4 +388,4 @@ def test_lr_folders_without_lr_images(tmp_path, place, kind):
 def test_marks_of_names(stem, expected):
     if stem == "a@2x":
         expected = ("a", None, False, 2)
-    assert pairing.unmark(stem) == expected
+    assert unmark(stem) == expected
