@@ -1,4 +1,4 @@
-"""Train or test: `python main.py --help`. Options -> network, data, experiment -> `Trainer.fit` or `evaluate.test`."""
+"""Train or test: `python main.py --help`. Options -> network, data, experiment -> `Trainer.fit` or `Evaluator.test`."""
 
 from option import OptionError, Options, continue_with, parse_args
 from runtime.errors import UserError, run
@@ -12,7 +12,7 @@ def main(args: Options) -> None:
     import torch
 
     from data import build_test_sets, build_train_set
-    from evaluation.evaluate import test
+    from evaluation.evaluate import build_evaluator
     from model import build_model, describe, external, precision
     from model.checkpoint import adopt, load_pre_train, unpack
     from model.recalibration import fold
@@ -61,7 +61,7 @@ def main(args: Options) -> None:
             experiment.create(args.values(), training=not args.test_only, reset=args.reset)
         distributed.barrier()
         if args.test_only:
-            test(args, fold(network), test_sets, experiment, device)
+            build_evaluator(args, experiment, device).test(fold(network), test_sets)
         else:
             Trainer(args, network, train_set, test_sets, experiment, device, state).fit()
 

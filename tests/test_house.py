@@ -26,9 +26,10 @@ LEVELS = [
     {"runtime.errors", "runtime.provenance", "evaluation.metrics", "reporting.figures", "train.tensorboard"},
     {"option", "runtime.distributed", "runtime.files", "model", "train.optim"},
     {"runtime.hardware", "runtime.log", "runtime.tensor_files", "train.statecheck", "loss"},
-    {"deploy.fold", "reporting.tables"},
+    {"deploy.fold", "reporting.tables", "reporting.results", "reporting.output", "evaluation.runner"},
     {"data", "runtime.experiment"},
-    {"evaluation.evaluate", "deploy.formats"},
+    {"deploy.formats", "evaluation.pictures", "evaluation.sets", "reporting.comparison"},
+    {"evaluation.evaluate", "reporting.crop_figure", "reporting.page"},
     {"train.trainer"},
     {"main", "export", "kl", "prepare", "compare", "report", "bench"}
     | {"studies.ablation", "studies.degrade", "studies.demo", "studies.verify_resume"},

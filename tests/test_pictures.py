@@ -14,7 +14,7 @@ import report
 from data import image as files
 from data import resize
 from data.image import read_image, write_png
-from evaluation import evaluate
+from evaluation import pictures
 from evaluation.metrics import psnr_ssim, rgb_to_chroma, rgb_to_y
 from model.checkpoint import pack
 from model.krgn import KRGN
@@ -42,7 +42,7 @@ def test_a_network_for_luma_gives_coloured_pictures(small_set, photo, monkeypatc
     for name, pixels in (("colour", photo[100:161, 200:270]), ("gray", photo[100:161, 200:270, :1])):
         write_png(small_set / f"benchmark/Both/HR/{name}.png", pixels)
         write_png(small_set / f"mine/{name}.png", pixels)
-    monkeypatch.setattr(evaluate, "BAND", 9)
+    monkeypatch.setattr(pictures, "BAND", 9)
     folder = luma_test(
         small_set, "--data_test", "Both+Demo", "--dir_demo", small_set / "mine", "--save_results", "--save_gt"
     )
@@ -206,10 +206,10 @@ def test_images_that_spoil_a_mean_are_named(small_set, photo, capsys):
     common = ("--data_test", "Odd+Good", "--dir_data", small_set)
     compare.main([*map(str, ("bicubic", *common, "--scale", "2", "--n_runs", "0", "--out", small_set / "t"))])
     said = capsys.readouterr().out
-    assert "Odd x2: PSNR is infinite, for SR equals HR, and so is the mean: blank\n" in said
-    assert "Odd x2: HR is one colour, whose score means nothing but moves the mean: blank\n" in said
+    assert "Odd x2: PSNR is infinite because SR equals HR, and so is the mean: blank\n" in said
+    assert "Odd x2: HR is of one colour, whose score means nothing but changes the mean: blank\n" in said
     launch("--cpu", "--test_only", "--scale", "2", "--pre_train", "KRGN_x2", *common,
            "--dir_experiment", small_set / "experiment", "--save", "odd")  # fmt: skip
     said = capsys.readouterr().out
-    assert "Odd x2: HR is one colour, whose score means nothing but moves the mean: blank\n" in said
+    assert "Odd x2: HR is of one colour, whose score means nothing but changes the mean: blank\n" in said
     assert said.count("Good x2:") == 1  # its scores alone

@@ -25,7 +25,9 @@ from tqdm import tqdm
 
 from data import train_batches
 from data.srdata import TestSet, TrainSet
-from evaluation.evaluate import Scores, evaluate_as_asked, protocol, to_network
+from evaluation.evaluate import build_evaluator
+from evaluation.metrics import Scores
+from evaluation.runner import to_network
 from loss import Loss
 from loss.perceptual import load_vgg19
 from model.checkpoint import pack
@@ -96,6 +98,7 @@ class Trainer:
     ):
         self.args, self.network, self.experiment, self.device = args, network, experiment, device
         self.train_set, self.test_sets = train_set, test_sets
+        self.evaluator = build_evaluator(args, experiment, device)
         self.epoch_batches = args.test_every or max(1, len(train_set) // args.batch_size)
         self.best_set = next((index for index, test_set in enumerate(test_sets) if test_set.scored), None)
 
@@ -418,10 +421,7 @@ class Trainer:
 
     def _validate(self, board: Board) -> list[Scores]:
         folded = fold(self.shown)  # what a test of the saved weights will run, so that scores agree to the bit
-        return [
-            evaluate_as_asked(self.args, folded, test_set, self.experiment, self.device, on_image=board.keep)
-            for test_set in self.test_sets
-        ]
+        return [self.evaluator.evaluate(folded, test_set, on_image=board.keep) for test_set in self.test_sets]
 
     def _finish_epoch(self, scores: list[Scores], board: Board) -> None:
         """Books a complete epoch and writes everything.
@@ -502,7 +502,7 @@ class Trainer:
 
     def _best_on(self) -> str:
         """What the best epoch is chosen by: scores of other sets or ways do not compare."""
-        return f"{self.test_sets[self.best_set].label}, {protocol(self.args)}" if self.best_set is not None else ""
+        return f"{self.test_sets[self.best_set].label}, {self.evaluator.protocol}" if self.best_set is not None else ""
 
     def _check(self, state: dict) -> None:
         """Raises UserError if the state does not fit this run in every name, type and shape. Nothing is changed."""

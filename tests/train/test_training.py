@@ -18,7 +18,8 @@ import torch
 from conftest import program, small_run
 from helpers import history, launch, randomise, weights
 
-from evaluation.evaluate import Scores, evaluate
+from evaluation.evaluate import evaluate
+from evaluation.metrics import Scores
 from loss import Loss
 from model.checkpoint import rebuild, unpack
 from model.krgn import KRGN
