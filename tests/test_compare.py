@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 
 import pytest
 import torch
@@ -11,16 +10,17 @@ from conftest import assert_one_line, program, small_run
 from helpers import launch, randomise
 
 import compare
-from data import build_test_sets, resize
+from data import resize
 from data.image import write_png
 from evaluation import runner
 from evaluation.metrics import psnr_ssim
+from evaluation.sets import open_test_sets
 from model import count_parameters
 from model.checkpoint import pack
 from model.krgn import KRGN
 from model.recalibration import fold
-from option import parse_args
 from reporting import tables
+from reporting.results import read_results
 from runtime.errors import UserError
 from runtime.tensor_files import save_tensors
 
@@ -48,7 +48,7 @@ def table(*arguments) -> dict:
     return json.loads(open(out[out.index("--out") + 1] + ".json").read())
 
 
-def test_a_table_of_everything(trained, benchmark, tmp_path, capsys, monkeypatch):
+def test_a_table_of_everything(trained, benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "OUTPUT", (72, 128))
     network = randomise(KRGN(scale=2, n_feats=8, n_resgroups=1))
     save_tensors(tmp_path / "other.pt", pack(network, "KRGN"))
@@ -73,15 +73,13 @@ def test_a_table_of_everything(trained, benchmark, tmp_path, capsys, monkeypatch
         *("--cpu", "--test_only", "--scale", "2", "--pre_train", tmp_path / "other.pt", "--dir_data", benchmark),
         *("--data_test", "Little", "--dir_experiment", tmp_path / "e"),
     )
-    said = re.findall(
-        r"Little x2: PSNR ([\d.]+) dB, SSIM ([\d.]+) \((Y channel.*whole image);", capsys.readouterr().out
-    )
-    assert float(said[0][0]) == pytest.approx(other["Little PSNR"], abs=5e-4)
-    assert said[0][2] in made["notes"][0]
+    tested = read_results(tmp_path / "e/test")["Little"]
+    assert tested.scores.psnr == pytest.approx(other["Little PSNR"], abs=1e-9)
+    assert tested.scores.ssim == pytest.approx(other["Little SSIM"], abs=1e-9)
+    assert str(tested.protocol) in made["notes"][0]
     # Bicubic is the LR file enlarged.
-    flags = ["--scale", "2", "--dir_data", str(benchmark), "--data_test", "Little", "--test_only", "--pre_train", "-"]
     scores = []
-    for lr, hr, _ in build_test_sets(parse_args(flags))[0]:
+    for lr, hr, _ in open_test_sets(["Little"], dir_data=str(benchmark), scale=2)[0]:
         enlarged = resize.upscale(lr.permute(1, 2, 0).numpy(), 2)
         scores.append(psnr_ssim(torch.from_numpy(enlarged).permute(2, 0, 1), hr, 2)[0])
     assert rows["bicubic"]["Little PSNR"] == pytest.approx(sum(scores) / 2, abs=1e-4)

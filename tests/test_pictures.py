@@ -1,6 +1,5 @@
 """What becomes of pictures in a test: colours of a network for luma, users' own pictures, scores that mean nothing."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,14 @@ from evaluation import pictures
 from evaluation.metrics import psnr_ssim, rgb_to_chroma, rgb_to_y
 from model.checkpoint import pack
 from model.krgn import KRGN
+from reporting.results import read_results
 from runtime.tensor_files import save_tensors
 
 KEPT = ("--save_results", "--save_gt")
 
 
 def scores(folder: Path, name: str) -> dict[str, float]:
-    with open(folder / f"scores-{name}.csv", newline="") as file:
-        return {row["image"]: float(row["PSNR"]) for row in csv.DictReader(file)}
+    return {image: score.psnr for image, score in read_results(folder)[name].by_image.items()}
 
 
 def luma_test(small_set: Path, *flags) -> Path:
