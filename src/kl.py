@@ -28,7 +28,7 @@ from model.checkpoint import Checkpoint, model_of, rebuild, unpack
 from model.recalibration import fold
 from model.tiling import Tiles
 from reporting import figures
-from reporting.tables import csv_text
+from runtime.csvfiles import csv_text
 from runtime.errors import UserError, run
 from runtime.files import write_bytes
 from runtime.flags import Parser, number, path_flag, weights_file

@@ -1,4 +1,4 @@
-"""Train or test: `python main.py --help`. Options -> network, data, experiment -> `Trainer.fit` or `evaluate.test`."""
+"""Train or test: `python main.py --help`. Options -> network, data, experiment -> `Trainer.fit` or `Evaluator.test`."""
 
 from option import SPANDREL, Options, continue_with, follow_file, parse_args
 from runtime.errors import run
@@ -12,7 +12,7 @@ def main(args: Options) -> None:
     import torch
 
     from data import build_test_sets, build_train_set
-    from evaluation.evaluate import test
+    from evaluation.evaluate import build_evaluator
     from model import build_model, cffb, describe, external, precision
     from model.checkpoint import facts_of, load_pre_trained, unpack
     from model.recalibration import fold
@@ -59,7 +59,7 @@ def main(args: Options) -> None:
             experiment.create(args.values(), training=not args.test_only, reset=args.reset)
         distributed.barrier()
         if args.test_only:
-            test(args, fold(network), test_sets, experiment, device)
+            build_evaluator(args, experiment, device).test(fold(network), test_sets)
         else:
             build_trainer(args, network, train_set, test_sets, experiment, device, state).fit()
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 
 import pytest
 import torch
@@ -11,16 +10,18 @@ from conftest import assert_one_line, program, small_run
 from helpers import launch, randomise
 
 import compare
-from data import build_test_sets, resize
+from data import resize
 from data.image import write_png
-from evaluation import evaluate
+from evaluation import runner
 from evaluation.metrics import psnr_ssim
+from evaluation.results import read_results
+from evaluation.sets import open_test_sets
 from model import count_parameters
 from model.checkpoint import pack
 from model.krgn import KRGN
 from model.recalibration import fold
-from option import parse_args
 from reporting import tables
+from runtime import csvfiles
 from runtime.errors import UserError
 from runtime.tensor_files import save_tensors
 
@@ -48,7 +49,7 @@ def table(*arguments) -> dict:
     return json.loads(open(out[out.index("--out") + 1] + ".json").read())
 
 
-def test_a_table_of_everything(trained, benchmark, tmp_path, capsys, monkeypatch):
+def test_a_table_of_everything(trained, benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "OUTPUT", (72, 128))
     network = randomise(KRGN(scale=2, n_feats=8, n_resgroups=1))
     save_tensors(tmp_path / "other.pt", pack(network, "KRGN"))
@@ -73,15 +74,13 @@ def test_a_table_of_everything(trained, benchmark, tmp_path, capsys, monkeypatch
         *("--cpu", "--test_only", "--scale", "2", "--pre_train", tmp_path / "other.pt", "--dir_data", benchmark),
         *("--data_test", "Little", "--dir_experiment", tmp_path / "e"),
     )
-    said = re.findall(
-        r"Little x2: PSNR ([\d.]+) dB, SSIM ([\d.]+) \((Y channel.*whole image);", capsys.readouterr().out
-    )
-    assert float(said[0][0]) == pytest.approx(other["Little PSNR"], abs=5e-4)
-    assert said[0][2] in made["notes"][0]
+    tested = read_results(tmp_path / "e/test")["Little"]
+    assert tested.scores.psnr == pytest.approx(other["Little PSNR"], abs=1e-9)
+    assert tested.scores.ssim == pytest.approx(other["Little SSIM"], abs=1e-9)
+    assert str(tested.protocol) in made["notes"][0]
     # Bicubic is the LR file enlarged.
-    flags = ["--scale", "2", "--dir_data", str(benchmark), "--data_test", "Little", "--test_only", "--pre_train", "-"]
     scores = []
-    for lr, hr, _ in build_test_sets(parse_args(flags))[0]:
+    for lr, hr, _ in open_test_sets(["Little"], dir_data=str(benchmark), scale=2)[0]:
         enlarged = resize.upscale(lr.permute(1, 2, 0).numpy(), 2)
         scores.append(psnr_ssim(torch.from_numpy(enlarged).permute(2, 0, 1), hr, 2)[0])
     assert rows["bicubic"]["Little PSNR"] == pytest.approx(sum(scores) / 2, abs=1e-4)
@@ -145,8 +144,11 @@ def test_forms():
     assert list(csv.reader(io.StringIO(tables.as_csv(TABLE))))[1] == ["a_b", "1234", "32.3211", "0.89571"]
     assert json.loads(tables.as_json(TABLE))["rows"][2][2] == "inf"
     markdown = tables.as_markdown(TABLE).splitlines()
-    assert "| a_b | 1,234 | 32.32 | 0.8957 |" in markdown
-    assert "| c |  | 33.00 | 0.9000 |" in markdown
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown[4:6]] == [
+        ["a_b", "1,234", "32.32", "0.8957"],
+        ["c", "", "33.00", "0.9000"],
+    ]
+    assert len({len(line) for line in markdown[2:7]}) == 1
     latex = tables.as_latex(TABLE)
     assert r"a\_b & 1,234 & 32.32 & 0.8957 \\" in latex
     assert r"perfect & 1 & \textbf{inf} & \textbf{1.0000} \\" in latex
@@ -181,7 +183,7 @@ def test_mistakes(trained, tmp_path, small_set):
 
 def test_luma_networks_and_large_images_and_files_of_others(tmp_path, photo, monkeypatch):
     """Networks of one channel are tested on luma; bicubic has no weights to measure memory by; no file is replaced."""
-    monkeypatch.setattr(evaluate, "SURE_TO_FIT", 100)
+    monkeypatch.setattr(runner, "SURE_TO_FIT", 100)
     write_png(tmp_path / "benchmark/One/HR/a.png", photo[:60, :64])
     save_tensors(tmp_path / "y.pt", pack(KRGN(scale=2, n_feats=8, n_resgroups=1, n_colors=1), "KRGN"))
     rows = ("bicubic", tmp_path / "y.pt", "--data_test", "One", "--dir_data", tmp_path, "--n_runs", "0", "--ext", "img")
@@ -196,7 +198,7 @@ def test_luma_networks_and_large_images_and_files_of_others(tmp_path, photo, mon
 def test_published_weights(shared):
     """CFGN x4: its parameters, and its multiply-accumulates at 1280x720 (the publication prints 59.0 G)."""
     path = str(shared / "weights/CFGN_x4.pt")
-    method = compare.load(path, compare.build_parser().parse_args([path]), torch.device("cpu"))
+    method = compare.load(path, torch.device("cpu"), {})
     assert method.name == "CFGN_x4"
     assert count_parameters(method.deployed) == 621_328
     assert compare.mult_adds(method.deployed, 4, 3) == pytest.approx(33.92e9, rel=1e-3)
@@ -228,7 +230,7 @@ def test_text_in_a_table_is_no_formula_command_or_markup(tmp_path):
     assert all(row[0][0] == "'" for row in raw[1:9])
     assert {row[1] for row in raw[1:]} == {"-0.5"}  # a number stays one
     (tmp_path / "table.csv").write_text(tables.as_csv(made), newline="")
-    assert [row["method"] for row in tables.read_csv(tmp_path / "table.csv", ("method",))] == HOSTILE
+    assert [row["method"] for row in csvfiles.read_csv(tmp_path / "table.csv", ("method",))] == HOSTILE
 
     latex = tables.as_latex(made)
     assert r"\textbackslash{}input\{x\}" in latex
@@ -243,11 +245,11 @@ def test_text_in_a_table_is_no_formula_command_or_markup(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"image,PSNR\na,1,2\n", "row 2 has another number of cells"),
+        (b"image,PSNR\na,1,2\n", "row 2 has more or fewer cells"),
         (b"image,image\na,b\n", "no column image, or two"),
         (b"name\na\n", "no column image"),
         (b"", "no column image"),
-        (b"image\n\xff\n", "no text in UTF-8"),
+        (b"image\n\xff\n", "not UTF-8 text"),
         (b'image\n"a', "no CSV"),
         (b"image\n" + b"a" * 300, "expected at most 200"),
     ],
@@ -255,9 +257,9 @@ def test_text_in_a_table_is_no_formula_command_or_markup(tmp_path):
 def test_a_csv_file_that_is_none_gets_a_line(tmp_path, content, said):
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(UserError, match=said):
-        tables.read_csv(tmp_path / "a.csv", ("image",), most=200)
+        csvfiles.read_csv(tmp_path / "a.csv", ("image",), most=200)
 
 
 def test_a_long_cell_is_read(tmp_path):
     (tmp_path / "a.csv").write_text("image\n" + "a" * 200_000)
-    assert len(tables.read_csv(tmp_path / "a.csv", ("image",))[0]["image"]) == 200_000
+    assert len(csvfiles.read_csv(tmp_path / "a.csv", ("image",))[0]["image"]) == 200_000

@@ -19,7 +19,8 @@ from PIL import Image
 import export
 from data import build_test_sets, usable_cores
 from data.image import read_image, write_png
-from evaluation.evaluate import Scores, evaluate
+from evaluation.evaluate import Evaluator, evaluate
+from evaluation.metrics import Scores
 from model import build_model
 from model.checkpoint import pack, rebuild, unpack
 from model.krgn import KRGN
@@ -259,7 +260,7 @@ def test_the_best_is_the_best_also_after_going_back(small_set, monkeypatch):
     folder = small_set.parent / "experiment/small"
     values = iter([20.0, 30.0, 10.0, 5.0])
     monkeypatch.setattr(
-        trainer, "evaluate_as_asked", lambda *a, **k: Scores([{"image": "x", "PSNR": next(values), "SSIM": 0.5}])
+        Evaluator, "evaluate", lambda *a, **k: Scores([{"image": "x", "PSNR": next(values), "SSIM": 0.5}])
     )
     launch(*small_run(small_set, "--epochs", "3", "--save_models"))
     assert equal(weights(folder, "best"), weights(folder, "2"))

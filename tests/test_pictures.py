@@ -1,6 +1,5 @@
 """What becomes of pictures in a test: colours of a network for luma, users' own pictures, scores that mean nothing."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,9 @@ import report
 from data import image as files
 from data import resize
 from data.image import read_image, write_png
-from evaluation import evaluate
+from evaluation import pictures
 from evaluation.metrics import psnr_ssim, rgb_to_chroma, rgb_to_y
+from evaluation.results import read_results
 from model.checkpoint import pack
 from model.krgn import KRGN
 from runtime.tensor_files import save_tensors
@@ -24,8 +24,7 @@ KEPT = ("--save_results", "--save_gt")
 
 
 def scores(folder: Path, name: str) -> dict[str, float]:
-    with open(folder / f"scores-{name}.csv", newline="") as file:
-        return {row["image"]: float(row["PSNR"]) for row in csv.DictReader(file)}
+    return {image: score.psnr for image, score in read_results(folder)[name].by_image.items()}
 
 
 def luma_test(small_set: Path, *flags) -> Path:
@@ -42,7 +41,7 @@ def test_a_network_for_luma_gives_coloured_pictures(small_set, photo, monkeypatc
     for name, pixels in (("colour", photo[100:161, 200:270]), ("gray", photo[100:161, 200:270, :1])):
         write_png(small_set / f"benchmark/Both/HR/{name}.png", pixels)
         write_png(small_set / f"mine/{name}.png", pixels)
-    monkeypatch.setattr(evaluate, "BAND", 9)
+    monkeypatch.setattr(pictures, "BAND", 9)
     folder = luma_test(
         small_set, "--data_test", "Both+Demo", "--dir_demo", small_set / "mine", "--save_results", "--save_gt"
     )
@@ -206,10 +205,10 @@ def test_images_that_spoil_a_mean_are_named(small_set, photo, capsys):
     common = ("--data_test", "Odd+Good", "--dir_data", small_set)
     compare.main([*map(str, ("bicubic", *common, "--scale", "2", "--n_runs", "0", "--out", small_set / "t"))])
     said = capsys.readouterr().out
-    assert "Odd x2: PSNR is infinite, for SR equals HR, and so is the mean: blank\n" in said
-    assert "Odd x2: HR is one colour, whose score means nothing but moves the mean: blank\n" in said
+    assert "Odd x2: PSNR is infinite because SR equals HR, and so is the mean: blank\n" in said
+    assert "Odd x2: HR is of one colour, whose score means nothing but changes the mean: blank\n" in said
     launch("--cpu", "--test_only", "--scale", "2", "--pre_train", "KRGN_x2", *common,
            "--dir_experiment", small_set / "experiment", "--save", "odd")  # fmt: skip
     said = capsys.readouterr().out
-    assert "Odd x2: HR is one colour, whose score means nothing but moves the mean: blank\n" in said
+    assert "Odd x2: HR is of one colour, whose score means nothing but changes the mean: blank\n" in said
     assert said.count("Good x2:") == 1  # its scores alone

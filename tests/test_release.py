@@ -115,7 +115,7 @@ def test_the_readme_says_what_the_table_says_of_bicubic(scale):
 @SCALES
 def test_the_readme_quotes_what_is_published(scale):
     for name in ("SRCNN", "CFGN", "KRGN"):
-        cells = [f"{psnr:.2f} / {ssim:.4f}" for psnr, ssim in PUBLISHED[name, scale][2:4]]
+        cells = [f"{psnr:.2f} / {ssim:.4f}" for psnr, ssim in PUBLISHED[name, scale].scores[:2]]
         assert f"| x{scale} | {name} | published | {' | '.join(cells)} | |" in README
 
 

@@ -1,6 +1,5 @@
 """report.py: the page, looked at in a headless Chromium, the crop figure, and wrong input."""
 
-import csv
 import io
 import json
 import re
@@ -17,15 +16,17 @@ import main as main_program
 import report
 from data import resize
 from data.image import read_image, write_png
-from evaluation.metrics import protocol, psnr_ssim, rgb_to_y
+from evaluation.metrics import Protocol, Scores, psnr_ssim, rgb_to_y, scoring
+from evaluation.results import SetResult, read_result
 from model.checkpoint import pack
 from model.krgn import KRGN
 from option import parse_args
-from reporting import figures
+from reporting import comparison, figures
+from reporting import page as pages
 from runtime.errors import UserError
 from runtime.tensor_files import save_tensors
 
-PROTOCOL = protocol("y")
+PROTOCOL = scoring("y")
 
 SIZES = {"ear": (60, 90), "eye": (72, 72), "fur": (80, 50)}  # (height, width): wide, square, tall
 
@@ -37,26 +38,37 @@ def tensor(pixels: np.ndarray) -> torch.Tensor:
 def write_test(folder, photo, noise: float, set_name: str = "Cat", names=tuple(SIZES), gt: bool = True) -> None:
     """What main.py --test_only --save_results --save_gt leaves at x2; SR is bicubic's residual by half, and noise."""
     rows = []
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number, name in enumerate(names):
         height, width = SIZES[name]
         hr = photo[40 + 60 * number :, 90 + 70 * number :][:height, :width]
         lr = resize.downscale(hr, 2)
-        sr = (hr.astype(float) + resize.upscale(lr, 2)) / 2 + random.normal(0, noise, hr.shape) * (number + 1)
+        sr = (hr.astype(float) + resize.upscale(lr, 2)) / 2 + rng.normal(0, noise, hr.shape) * (number + 1)
         sr = sr.round().clip(0, 255).astype(np.uint8)
         for kind, pixels in (("SR", sr), ("LR", lr), ("HR", hr))[: 3 if gt else 1]:
             write_png(folder / f"results-{set_name}/{name}_x2_{kind}.png", pixels)
-        rows.append((name, *psnr_ssim(tensor(sr), tensor(hr), 2)))
-    with open(folder / f"scores-{set_name}.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("image", "PSNR", "SSIM"), *rows])
-    line = f"{set_name} x2: PSNR 30.000 dB, SSIM 0.9000 ({PROTOCOL}; whole image; {len(rows)} images, 0.1 s)"
-    with open(folder / "log.txt", "a") as file:
-        file.write(f"2026-01-01 00:00:00  {line}\n")
+        psnr, ssim = psnr_ssim(tensor(sr), tensor(hr), 2)
+        rows.append({"image": name, "PSNR": psnr, "SSIM": ssim})
+    result = SetResult(
+        set_name=set_name,
+        scale=2,
+        network="KRGN x2",
+        protocol=Protocol(crop_border=2),
+        scores=Scores(rows),
+        seconds=0.1,
+    )
+    (folder / f"scores-{set_name}.json").write_text(result.to_json())
 
 
-def read_csv(folder, set_name: str = "Cat") -> dict[str, tuple[float, float]]:
-    with open(folder / f"scores-{set_name}.csv", newline="") as file:
-        return {row["image"]: (float(row["PSNR"]), float(row["SSIM"])) for row in csv.DictReader(file)}
+def read_scores(folder, set_name: str = "Cat") -> dict[str, tuple[float, float]]:
+    return read_result(folder / f"scores-{set_name}.json").by_image
+
+
+def edit(path, change) -> None:
+    """Changes the content of a JSON file by a function."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
 
 
 def page_data(out) -> dict:
@@ -91,7 +103,7 @@ def test_a_page_of_what_main_wrote(small_set, tmp_path, capsys):
     assert f"Protocol: {PROTOCOL}; LR bicubic; four quadrants." in page
     assert not re.search(r"(src|href)=.?(https?:)?//", page)
     images = page_data(tmp_path / "page")["images"]
-    said = read_csv(tmp_path / "net", "Small")
+    said = read_scores(tmp_path / "net", "Small")
     assert {image["name"] for image in images} == said.keys()
     for image in images:
         bicubic, net, hr = image["views"]
@@ -122,50 +134,51 @@ def test_error_maps():
     hr = np.zeros((40, 60, 3), np.uint8)
     sr = hr.copy()
     sr[20:30, 40:50] = 200
-    error = report.luma_error(sr, hr)
+    error = pages.luma_error(sr, hr)
     expected = (rgb_to_y(tensor(sr)) - rgb_to_y(tensor(hr))).abs()[0].numpy()
     assert np.array_equal(error, expected)
-    picture = report.error_picture(error)
-    assert (picture[0, 0] == report.error_picture(np.zeros((1, 1)))[0, 0]).all()
-    assert (picture[25, 45] == report.error_picture(np.full((1, 1), report.ERROR_MAX))[0, 0]).all()
+    picture = pages.error_picture(error)
+    assert (picture[0, 0] == pages.error_picture(np.zeros((1, 1)))[0, 0]).all()
+    assert (picture[25, 45] == pages.error_picture(np.full((1, 1), pages.ERROR_MAX))[0, 0]).all()
     # Lightness alone tells the error: it rises all along the scale.
-    scale = report.error_picture(np.linspace(0, report.ERROR_MAX, 33)[None])
+    scale = pages.error_picture(np.linspace(0, pages.ERROR_MAX, 33)[None])
     assert (np.diff(rgb_to_y(tensor(scale)).numpy()[0, 0]) > 0).all()
-    gray = report.luma_error(sr[..., :1], hr[..., :1])
+    gray = pages.luma_error(sr[..., :1], hr[..., :1])
     assert gray[25, 45] == 200
 
 
 def test_crops_begin_at_the_largest_error():
     error = np.zeros((300, 200))
     error[220:268, 100:148] = 1
-    assert report.worst_point(error) == (124, 244)
-    assert report.worst_point(np.ones((9, 200))) == (24, 4)
+    assert pages.worst_point(error) == (124, 244)
+    assert pages.worst_point(np.ones((9, 200))) == (24, 4)
 
 
 def test_the_best_are_told_by_printed_digits():
     scores = {"a": (30.001, 0.9), "b": (29.999, 0.91), "c": (float("nan"), 0.5)}
-    assert report.emphasised(scores) == {"a": (True, False), "b": (True, True), "c": (False, False)}
-    assert report.printed((float("inf"), 1.0)) == ["∞", "1.0000"]
+    assert comparison.best_scores(scores) == {"a": [True, False], "b": [True, True], "c": [False, False]}
+    assert comparison.printed((float("inf"), 1.0)) == ["∞", "1.0000"]
+    assert comparison.printed((float("nan"), 1.0)) == ["n/a", "1.0000"]
 
 
 def test_sets_of_the_page(tests, photo, capsys):
     """Only common images; sets in natural order; ways of scoring that differ are told apart."""
     for name, folder in (("Set14", "good"), ("Set5", "good"), ("Set5", "bad")):
         write_test(tests / folder, photo, 3, name, ("eye",))
-    log = (tests / "bad/log.txt").read_text().replace("whole image", "four quadrants")
-    (tests / "bad/log.txt").write_text(log)
+    for path in (tests / "bad").glob("scores-*.json"):
+        edit(path, lambda content: content["protocol"].update(chop=True, precision="bf16"))
     make(tests)
     assert [(image["set"], image["name"]) for image in page_data(tests / "page")["images"]] == [
         *(("Cat", name) for name in SIZES),
         ("Set5", "eye"),
     ]
-    assert "left out, as not every experiment has them: Set14/eye" in capsys.readouterr().out
+    assert "left out, because not every experiment has them: Set14/eye" in capsys.readouterr().out
     page = (tests / "page/index.html").read_text()
-    assert f"good on Cat, Set5: {PROTOCOL}; whole image." in page
-    assert f"on Cat, Set5: {PROTOCOL}; four quadrants." in page
+    assert f"good on Cat, Set5: {PROTOCOL}; LR bicubic; whole image." in page
+    assert f"on Cat, Set5: {PROTOCOL}; LR bicubic; four quadrants; bf16 precision." in page
 
 
-def test_a_table_of_tabulate(tests):
+def test_a_table_of_compare(tests):
     table = {
         "title": "All < there is",
         "columns": ["method", "parameters", "Set5 PSNR", "latency (ms)"],
@@ -177,8 +190,8 @@ def test_a_table_of_tabulate(tests):
     page = (tests / "page/index.html").read_text()
     assert "All &lt; there is" in page
     assert "measured &amp; published" in page
-    assert "<td>528,016</td><td><strong>32.38</strong></td><td>12.34</td>" in page
-    assert "<td></td><td>32.10</td><td>0.500</td>" in page
+    assert "<td>528,016</td><td><strong>32.38</strong></td><td>12.3</td>" in page
+    assert "<td></td><td>32.10</td><td>0.5</td>" in page
     assert "<td>1K</td><td>n/a</td>" in page
 
 
@@ -191,8 +204,7 @@ def test_a_page_is_renewed_and_foreign_folders_are_left_alone(tests, capsys):
     (page / "notes.txt").write_text("mine")
     (page / "images/Cat/mine.png").write_text("mine")
     for name in ("good", "bad"):
-        scores = tests / name / "scores-Cat.csv"
-        scores.write_text("".join(line for line in scores.open() if not line.startswith("fur")))
+        edit(tests / name / "scores-Cat.json", lambda content: content["images"].pop())
     make(tests)
     assert not list(page.glob("images/Cat/fur*"))
     assert (page / "images/Cat/mine.png").read_text() == (page / "notes.txt").read_text() == "mine"
@@ -205,29 +217,41 @@ def test_a_page_is_renewed_and_foreign_folders_are_left_alone(tests, capsys):
     assert (tests / "photos/index.html").read_text() == "mine"
 
 
-def _edit(path, old, new):
-    path.write_text(path.read_text().replace(old, new))
+def rename_set(folder) -> None:
+    edit(folder / "scores-Cat.json", lambda content: content.update(set="Dog"))
+    (folder / "scores-Cat.json").rename(folder / "scores-Dog.json")
+
+
+def other_score(content: dict) -> None:
+    content["images"][0]["PSNR"] += 0.01
 
 
 MISTAKES = {
-    "no scale": (
-        lambda f: ((f / "bad/log.txt").unlink(), (f / "bad/results-Cat").rename(f / "bad/results-Dog")),
-        "holds neither SR images of Cat at one scale",
+    "older test": (
+        lambda f: (f / "bad/scores-Cat.json").rename(f / "bad/scores-Cat.csv"),
+        "has scores-Cat.csv of an older version, but no scores-Cat.json: test again with main.py --test_only",
+    ),
+    "renamed": (
+        lambda f: (f / "bad/scores-Cat.json").rename(f / "bad/scores-Dog.json"),
+        "has scores of Cat",
     ),
     "no folder": (lambda f: (f / "bad").rename(f / "gone"), "no such folder"),
-    "not tested": (lambda f: (f / "bad/scores-Cat.csv").unlink(), "main.py --test_only with --save_results --save_gt"),
+    "not tested": (lambda f: (f / "bad/scores-Cat.json").unlink(), "has no scores-<Set>.json: test again with main.py"),
     "no HR": (lambda f: (f / "good/results-Cat/ear_x2_HR.png").unlink(), "--save_results --save_gt"),
     "no SR": (lambda f: (f / "bad/results-Cat/ear_x2_SR.png").unlink(), "--save_results --save_gt"),
-    "no table": (
-        lambda f: (f / "bad/scores-Cat.csv").write_text("a,b\n1,2\n"),
-        "expected a table with image, PSNR, SSIM",
+    "other content": (
+        lambda f: (f / "bad/scores-Cat.json").write_text('{"a": 1}'),
+        "is not what main.py writes (no 'format'): test again",
     ),
-    "other test": (lambda f: _edit(f / "good/scores-Cat.csv", "ear,3", "ear,4"), "different tests"),
-    "other scale": (lambda f: _edit(f / "bad/log.txt", "x2", "x3"), "different scales (good x2"),
-    "nothing common": (lambda f: (f / "bad/scores-Cat.csv").rename(f / "bad/scores-Dog.csv"), "no image was scored"),
+    "other test": (lambda f: edit(f / "good/scores-Cat.json", other_score), "different tests"),
+    "other scale": (
+        lambda f: edit(f / "bad/scores-Cat.json", lambda content: content.update(scale=3)),
+        "different scales (good x2",
+    ),
+    "nothing common": (lambda f: rename_set(f / "bad"), "no image was scored"),
     "other size": (
         lambda f: write_png(f / "bad/results-Cat/ear_x2_SR.png", np.zeros((9, 9, 3), np.uint8)),
-        "9x9 pixels and HR 90x60",
+        "9x9 pixels, expected 90x60",
     ),
 }
 
@@ -266,7 +290,7 @@ def test_mistakes_of_flags(tests):
         ([f"HR={good}"], "two columns would be called 'HR'"),
         ([f"={good}"], "has no name before the ="),
         ([good, "--table", str(tests / "no.json")], "no such file"),
-        ([good, "--table", str(tests / "good/log.txt")], "no JSON"),
+        ([good, "--table", str(tests / "good/results-Cat/ear_x2_HR.png")], "no JSON"),
     ):
         with pytest.raises(UserError) as caught:
             report.main([*flags, "--out", str(tests / "page")])
@@ -299,7 +323,7 @@ def test_the_figure(tests, monkeypatch):
     assert [label for label, _, _ in drawn["crops"]] == ["HR", "bicubic", "good", "worse & <b>bad</b>"]
     hr = read_image(tests / "good/results-Cat/eye_x2_HR.png")
     assert np.array_equal(drawn["crops"][0][2], hr[20:44, 10:50])
-    score = read_csv(tests / "good")["eye"]
+    score = read_scores(tests / "good")["eye"]
     assert drawn["crops"][2][1] == [(f"{score[0]:.2f}", True), (f"{score[1]:.4f}", True)]
     assert [best for _, best in drawn["crops"][1][1]] == [False, False]
 
@@ -310,7 +334,7 @@ def test_mistakes_of_the_figure(tests, photo):
         (("eye", "-1", "0", "4", "10"), "does not lie within"),
         (("eye", "0", "0", "0", "10"), "does not lie within"),
         (("eye", "a", "0", "4", "10"), "four whole numbers"),
-        (("nose", "0", "0", "4", "10"), "they have Cat/ear, Cat/eye, Cat/fur"),
+        (("nose", "0", "0", "4", "10"), "give one of Cat/ear, Cat/eye, Cat/fur"),
     ):
         with pytest.raises(UserError) as caught:
             make(tests, "--figure", *words)
@@ -389,7 +413,7 @@ def test_the_slider_moves_by_keyboard_and_the_picture_with_it(opened, page):
     assert np.array_equal(shown["left"][:, middle], shown["right"][:, middle])
 
     texts = opened.run("[...document.querySelectorAll('figcaption')].map(c => c.innerText.split('\\n'))")
-    good, bad = (read_csv(page[1] / folder)[name] for folder in ("good", "bad"))
+    good, bad = (read_scores(page[1] / folder)[name] for folder in ("good", "bad"))
     assert texts[1] == ["good", f"{good[0]:.2f} / {good[1]:.4f}"]
     assert texts[2] == ["worse & <b>bad</b>", f"{bad[0]:.2f} / {bad[1]:.4f}"]
     assert opened.run("[...document.querySelectorAll('figcaption strong')].map(s => s.innerText)") == [
@@ -399,7 +423,7 @@ def test_the_slider_moves_by_keyboard_and_the_picture_with_it(opened, page):
 
 
 def test_worst_and_best_first(opened, page):
-    scores = {folder: read_csv(page[1] / folder) for folder in ("good", "bad")}
+    scores = {folder: read_scores(page[1] / folder) for folder in ("good", "bad")}
     names = "[...document.querySelectorAll('#list .label')].map(l => l.innerText)"
     expected = sorted(scores["good"], key=lambda name: scores["good"][name][0])
     assert opened.run(names) == expected

@@ -1,65 +1,44 @@
-"""Runs a network over a test set and scores it; what the scores mean is stated in `metrics.py`."""
+"""Runs a network over a test set and scores it; what the scores mean is stated in `metrics.py`.
 
-import functools
+`evaluate` scores one set. `build_evaluator(args, ...)` gives an `Evaluator`, which does so with the options of the
+command line and writes images and scores into the experiment's folder.
+"""
+
 import logging
 import math
-import tempfile
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from data import resize
 from data.color import to_tensor
-from data.image import write_png
 from data.testset import TestSet
-from evaluation import metrics
-from evaluation.metrics import perceptual_metrics, psnr_ssim, quantise, rgb_to_chroma, smallest_scored, with_chroma
-from model import inference, tiling
-from model.precision import autocast, to_network
-from model.tiling import Tiles
+from evaluation.metrics import Protocol, Scores, perceptual_metrics, psnr_ssim, smallest_scored
+from evaluation.pictures import Writer, with_lr_chroma, write_image
+from evaluation.results import SetResult
+from evaluation.runner import ImageRunner
+from model import describe
+from model.precision import autocast
 from runtime import distributed
-from runtime.errors import UserError, printable, says_out_of_memory
+from runtime.errors import UserError, printable
 from runtime.experiment import Experiment
-from runtime.hardware import available_memory
 
 log = logging.getLogger("krgn")
 
-# Called with (name, sr, lr, hr) of an image.
+# Called with (name, sr, lr, hr) after each image: uint8 (C, H, W) on the CPU; `hr` is None without ground truth.
 OnImage = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor | None], None] | None
 
-AUTO_TILE = 256  # LR pixels
-SURE_TO_FIT = 2**18  # LR pixels
-RESERVE = 1.5  # what operators need inside themselves, and allocators beside that
 
-BAND = 256  # LR rows that are coloured at once
+class _Scored(NamedTuple):
+    """A row of the scores, the image's place in the set, and whether HR is of one colour where it is scored."""
 
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of one set: a row an image, {"image", "PSNR", "SSIM", …}; no rows if there is no ground truth."""
-
-    rows: list[dict]
-
-    @property
-    def psnr(self) -> float:
-        """Mean PSNR in dB, NaN without rows."""
-        return self.mean("PSNR")
-
-    @property
-    def ssim(self) -> float:
-        """Mean SSIM, NaN without rows."""
-        return self.mean("SSIM")
-
-    def mean(self, name: str) -> float:
-        """Mean of a column, NaN without rows."""
-        return sum(row[name] for row in self.rows) / len(self.rows) if self.rows else math.nan
+    index: int
+    row: dict
+    blank: bool
 
 
 def evaluate(
@@ -80,146 +59,100 @@ def evaluate(
 
     Args:
         network: run as it is; fold it first to test what is deployed.
-        chop, tile, self_ensemble: how an image is run; see `model.inference` and `model.tiling`.
-        channel, perceptual: what is measured; see `metrics`.
-        on_image: called with (name, sr, lr, hr) after each image, uint8 (C, H, W) on the CPU, `hr` maybe None.
+        chop, tile, self_ensemble: how an image is run; see `ImageRunner`.
+        channel, perceptual: what is measured; see `metrics.psnr_ssim` and `metrics.perceptual_metrics`.
+        on_image: see `OnImage`.
 
-    Several processes divide the images among them; each image is scored once, and all get all scores.
+    Several processes divide the images among them; each image is scored once, and all processes get all scores.
 
     Raises:
         UserError: if the perceptual metrics' package cannot be used, or there is no room for a large image's features.
     """
     network.eval()
-    run = runner(network, test_set, rgb_range, chop=chop, tile=tile)
+    runner = ImageRunner(
+        network,
+        device=device,
+        scale=test_set.scale,
+        n_colors=test_set.n_colors,
+        rgb_range=rgb_range,
+        chop=chop,
+        tile=tile,
+        self_ensemble=self_ensemble,
+    )
     learned = _perceptual_metrics(perceptual, device)
-    rows, too_small = [], []
+    scored, too_small = [], []
+    indices = range(distributed.rank(), len(test_set), distributed.world_size())
     # The bar is a context so that it is closed, and its line ended, when a signal arrives.
-    mine = range(distributed.rank(), len(test_set), distributed.world_size())
-    bar = tqdm(mine, desc=test_set.label, disable=None if distributed.is_main() else True, leave=False)
+    bar = tqdm(indices, desc=test_set.label, disable=None if distributed.is_main() else True, leave=False)
     with torch.inference_mode(), autocast(device, precision), bar:
         for index in bar:
-            lr_pixels, hr_pixels, name = test_set.pixels(index)
-            lr, hr = (None if one is None else to_tensor(one, test_set.n_colors) for one in (lr_pixels, hr_pixels))
-            _check_room(lr, test_set, name, device)
-            image = to_network(lr[None], device, rgb_range)
-            sr = inference.self_ensemble(run, image, batched=not tile) if self_ensemble else run(image)
-            finite = bool(sr.isfinite().all())
-            if not finite:
-                log.warning("%s: the network's output for %s is not finite", test_set.label, name)
-            sr = quantise(sr[0], rgb_range)
-            shown = sr, lr, hr
-            if test_set.n_colors == 1 and lr_pixels.shape[2] == 3:
-                lr, hr_shown = (None if one is None else to_tensor(one, 3) for one in (lr_pixels, hr_pixels))
-                shown = in_colour(sr, lr, test_set.scale), lr, hr_shown
-            if hr is not None:
-                if min(hr.shape[1:]) < smallest_scored(test_set.scale):
-                    too_small.append(name)
-                else:
-                    colours = tuple(image.to(device).expand(3, -1, -1) for image in (shown[0], shown[2]))
-                    scored = (sr, hr.to(device)) if channel == "y" else colours
-                    score = psnr_ssim(*scored, test_set.scale, channel) if finite else (math.nan, math.nan)
-                    row = {"image": name, "PSNR": score[0], "SSIM": score[1]}
-                    row |= {title: metric(*colours) if finite else math.nan for title, metric in learned.items()}
-                    rows.append((index, row, _blank(scored[1], test_set.scale)))
+            image = _upscaled(runner, test_set, index)
+            if image.hr is not None and min(image.hr.shape[1:]) < smallest_scored(test_set.scale):
+                too_small.append(image.name)
+            elif image.hr is not None:
+                scored.append(_score(image, index, test_set.scale, channel, learned, device))
             if on_image is not None:
-                on_image(name, shown[0].cpu(), *shown[1:])
+                on_image(image.name, image.shown_sr.cpu(), image.shown_lr, image.shown_hr)
     if too_small:
         log.warning("%s: too small to score, left out of the means: %s", test_set.label, ", ".join(too_small))
-    rows = sorted((row for part in distributed.gather(rows) for row in part), key=lambda row: row[0])
-    for words, names in {
-        "PSNR is infinite, for SR equals HR, and so is the mean": [
-            row for _, row, _ in rows if row["PSNR"] == math.inf
-        ],
-        "HR is one colour, whose score means nothing but moves the mean": [row for _, row, blank in rows if blank],
-    }.items():
-        if names:
-            log.warning("%s: %s: %s", test_set.label, words, ", ".join(printable(row["image"]) for row in names))
-    return Scores([row for _, row, _ in rows])
+    scored = sorted((one for part in distributed.gather(scored) for one in part), key=lambda one: one.index)
+    _warn_of_spoiled_means(scored, test_set.label)
+    return Scores([one.row for one in scored])
 
 
-def _check_room(lr: torch.Tensor, test_set: TestSet, name: str, device: torch.device) -> None:
-    """UserError if not even the network's input and output fit into main memory, in which tiles need little more."""
-    pixels = lr.shape[1] * lr.shape[2]
-    room = available_memory() if device.type == "cpu" and pixels > SURE_TO_FIT else None
-    needed = lr.shape[0] * pixels * (4 + 5 * test_set.scale**2)  # both in float32, and the output in uint8
-    if room is not None and needed > room:
-        raise UserError(
-            f"{printable(name)}: {_size(lr)} pixels and their {_size(lr)} times {test_set.scale} need "
-            f"{needed / 2**30:.1f} GiB of memory, {room / 2**30:.1f} are free: cut the image into parts, or free memory"
-        )
+class _Upscaled(NamedTuple):
+    """An image of a test, uint8 (C, H, W): as the network has it, and, after `finite`, as people see it.
+
+    The two differ for a colour image and a network of luma. LR and HR are on the CPU, `sr` on the device.
+    """
+
+    name: str
+    sr: torch.Tensor
+    hr: torch.Tensor | None
+    finite: bool
+    shown_sr: torch.Tensor
+    shown_lr: torch.Tensor
+    shown_hr: torch.Tensor | None
 
 
-def _blank(hr: torch.Tensor, scale: int) -> bool:
-    """Whether all of HR that is scored, of uint8 (C, H, W), is of one colour."""
+def _upscaled(runner: ImageRunner, test_set: TestSet, index: int) -> _Upscaled:
+    lr_pixels, hr_pixels, name = test_set.pixels(index)
+
+    def tensors(n_colors: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return to_tensor(lr_pixels, n_colors), None if hr_pixels is None else to_tensor(hr_pixels, n_colors)
+
+    lr, hr = tensors(test_set.n_colors)
+    sr, finite = runner.upscale(lr, name)
+    if not finite:
+        log.warning("%s: the network's output for %s is not finite", test_set.label, name)
+    shown_sr, shown_lr, shown_hr = sr, lr, hr
+    if test_set.n_colors == 1 and lr_pixels.shape[2] == 3:
+        shown_lr, shown_hr = tensors(3)
+        shown_sr = with_lr_chroma(sr, shown_lr, test_set.scale)
+    return _Upscaled(name, sr, hr, finite, shown_sr, shown_lr, shown_hr)
+
+
+def _score(
+    image: _Upscaled, index: int, scale: int, channel: str, learned: dict[str, Callable], device: torch.device
+) -> _Scored:
+    colors = tuple(shown.to(device).expand(3, -1, -1) for shown in (image.shown_sr, image.shown_hr))
+    sr, hr = (image.sr, image.hr.to(device)) if channel == "y" else colors
+    psnr, ssim = psnr_ssim(sr, hr, scale, channel) if image.finite else (math.nan, math.nan)
+    row = {"image": image.name, "PSNR": psnr, "SSIM": ssim}
+    row |= {title: metric(*colors) if image.finite else math.nan for title, metric in learned.items()}
     inner = hr[:, scale:-scale, scale:-scale]
-    return bool((inner == inner[:, :1, :1]).all())
+    return _Scored(index, row, blank=bool((inner == inner[:, :1, :1]).all()))
 
 
-def in_colour(y: torch.Tensor, lr: torch.Tensor, scale: int) -> torch.Tensor:
-    """Luma of an SR image, uint8 (1, scale * h, scale * w), with the chroma of LR, uint8 (3, h, w) on the CPU, enlarged
-    by MATLAB's bicubic recipe: uint8 (3, scale * h, scale * w) on the CPU, as publications show a network for luma."""
-    y, height, margin = y.cpu(), lr.shape[1], 4  # LR rows on either side that enlarging reads
-    out = torch.empty(3, *y.shape[1:], dtype=torch.uint8)
-    for top in range(0, height, BAND):
-        bottom = min(top + BAND, height)
-        first = max(0, top - margin)
-        chroma = rgb_to_chroma(lr[:, first : bottom + margin]).permute(1, 2, 0).numpy()
-        enlarged = torch.from_numpy(resize.upscale(chroma, scale)).permute(2, 0, 1)
-        rows = slice(scale * top, scale * bottom)
-        out[:, rows] = with_chroma(y[:, rows], enlarged[:, scale * (top - first) :][:, : scale * (bottom - top)])
-    return out
-
-
-def runner(network: nn.Module, test_set: TestSet, rgb_range: float, *, chop: bool, tile: int) -> tiling.Function:
-    """The function of an image (1, C, H, W) that a test runs; see `evaluate`."""
-    scale, n_colors = test_set.scale, test_set.n_colors
-    if chop:
-        return lambda image: inference.chop(network, image, scale)
-    tiles = functools.cache(lambda: Tiles(network, scale=scale, tile=tile or AUTO_TILE, n_colors=n_colors))
-    per_pixel = functools.cache(lambda: tiling.bytes_per_pixel(network, torch.zeros(1, n_colors, 1, 1)))
-
-    measured: list[float] = []
-
-    def measure(image: torch.Tensor) -> None:
-        if not measured:  # once, on the middle of the first image
-            measured.append(tiles().deviation(image) * 255 / rgb_range)
-            log.warning(
-                "tiles are not exact for this network, which may have global statistics: in the middle of the first "
-                "image they are off by %.2g of 255",
-                measured[0],
-            )
-
-    def in_tiles(image: torch.Tensor) -> torch.Tensor:
-        try:
-            if not tiles().exact:
-                measure(image)
-            return torch.cat([tiles()(one) for one in image.split(1)])
-        except OSError as error:
-            raise UserError(
-                f"features of {_size(image)} pixels do not fit into the temporary folder {tempfile.gettempdir()} "
-                f"({error.strerror}): set TMPDIR to a larger disk"
-            ) from None
-
-    def whole(image: torch.Tensor) -> torch.Tensor:
-        pixels, room = image.shape[-2] * image.shape[-1], available_memory() if image.device.type == "cpu" else None
-        # Small images fit, and are not worth the measurement. A process that takes too much is killed without a word.
-        if pixels > SURE_TO_FIT and room is not None and RESERVE * pixels * per_pixel() > room:
-            reason = f"needs about {RESERVE * pixels * per_pixel() / 2**30:.1f} GiB, {room / 2**30:.1f} are free"
-        else:
-            try:
-                return network(image)
-            except (MemoryError, RuntimeError) as error:
-                if not says_out_of_memory(error):
-                    raise
-                reason = "does not fit into memory"
-        log.info("an image of %s pixels %s: running tiles of %d instead (--tile)", _size(image), reason, AUTO_TILE)
-        return in_tiles(image)
-
-    return in_tiles if tile else whole
-
-
-def _size(image: torch.Tensor) -> str:
-    return f"{image.shape[-1]}x{image.shape[-2]}"
+def _warn_of_spoiled_means(scored: list[_Scored], label: str) -> None:
+    reasons = {
+        "PSNR is infinite because SR equals HR, and so is the mean": lambda one: one.row["PSNR"] == math.inf,
+        "HR is of one colour, whose score means nothing but changes the mean": lambda one: one.blank,
+    }
+    for words, applies in reasons.items():
+        names = [printable(one.row["image"]) for one in scored if applies(one)]
+        if names:
+            log.warning("%s: %s: %s", label, words, ", ".join(names))
 
 
 def _perceptual_metrics(names: tuple[str, ...], device: torch.device) -> dict[str, Callable]:
@@ -227,98 +160,86 @@ def _perceptual_metrics(names: tuple[str, ...], device: torch.device) -> dict[st
         return {}
     try:
         return perceptual_metrics(names, device)
-    except Exception as error:  # an import or a download may fail in many ways, also inside of torchvision
+    except Exception as error:  # an import or a download may fail in many ways, also inside torchvision
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"--perceptual {'+'.join(names)}: piq cannot be used ({reason}): pip install -r requirements-extra.txt "
-            "beside a torch that fits its torchvision, or drop --perceptual"
+            "with a torchvision that fits the installed torch, or drop --perceptual"
         ) from None
 
 
-def protocol(args) -> str:
-    """What was measured and how, in a few words beside every printed score."""
-    mode = "four quadrants" if args.chop else f"tiles of {args.tile}" if args.tile else "whole image"
-    ensemble = ", self-ensemble" if args.self_ensemble else ""
-    luma = f"; {metrics.LUMA_NETWORK}" if args.n_colors == 1 else ""
-    return f"{metrics.protocol(args.metric_channel)}; LR {args.degradation}; {mode}{ensemble}{luma}"
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Evaluates networks as the command line asks; writes images and scores into the experiment's folder.
 
-
-def evaluate_as_asked(
-    args,
-    network: nn.Module,
-    test_set: TestSet,
-    experiment: Experiment,
-    device: torch.device,
-    *,
-    on_image: OnImage = None,
-) -> Scores:
-    """`evaluate` with the command line's options; writes the images that it asks for into the experiment's folder."""
-
-    def write(name: str, sr: torch.Tensor, lr: torch.Tensor, hr: torch.Tensor | None) -> None:
-        # Without ground truth the images are all there is to be had.
-        images = {"SR": sr} if args.save_results or hr is None else {}
-        if args.save_gt:
-            images |= {"LR": lr} if hr is None else {"LR": lr, "HR": hr}
-        metadata = test_set.metadata.pop(name, {})
-        for kind, pixels in images.items():
-            path = experiment.result_path(test_set.name, name, args.scale, kind)
-            writer.submit(write_image, path, pixels, metadata)
-        if on_image is not None:
-            on_image(name, sr, lr, hr)
-
-    with Writer() as writer:
-        return evaluate(
-            network,
-            test_set,
-            device=device,
-            rgb_range=args.rgb_range,
-            precision=args.precision,
-            chop=args.chop,
-            tile=args.tile,
-            self_ensemble=args.self_ensemble,
-            channel=args.metric_channel,
-            perceptual=args.perceptual,
-            on_image=write,
-        )
-
-
-class Writer:
-    """Runs calls that write images on a few threads, so that the network need not wait for PNG's compression.
-
-    At most `waiting` images are kept; then `submit` waits. A call's error is raised by a later `submit` or at the end.
+    Attributes:
+        model: the network's name on the command line.
+        perceptual: some of `metrics.PERCEPTUAL`.
+        save_results, save_gt: whether SR, and whether LR and HR, are written. Without ground truth SR always is.
     """
 
-    def __init__(self, threads: int = 2, waiting: int = 4):
-        self._pool, self._waiting, self._calls = ThreadPoolExecutor(threads), waiting, deque()
+    experiment: Experiment
+    device: torch.device
+    protocol: Protocol
+    model: str
+    rgb_range: float = 255
+    perceptual: tuple[str, ...] = ()
+    save_results: bool = False
+    save_gt: bool = False
 
-    def submit(self, function: Callable, *args) -> None:
-        """Calls function(*args) some time soon."""
-        while self._calls and (self._calls[0].done() or len(self._calls) >= self._waiting):
-            self._calls.popleft().result()
-        self._calls.append(self._pool.submit(function, *args))
+    def evaluate(self, network: nn.Module, test_set: TestSet, *, on_image: OnImage = None) -> Scores:
+        """Scores one set, and writes its images; `on_image` is called for each as well."""
 
-    def __enter__(self) -> "Writer":
-        return self
+        def write(name: str, sr: torch.Tensor, lr: torch.Tensor, hr: torch.Tensor | None) -> None:
+            images = {"SR": sr} if self.save_results or hr is None else {}
+            if self.save_gt:
+                images |= {"LR": lr} if hr is None else {"LR": lr, "HR": hr}
+            metadata = test_set.metadata.pop(name, {})
+            for kind, pixels in images.items():
+                path = self.experiment.result_path(test_set.name, name, test_set.scale, kind)
+                writer.submit(write_image, path, pixels, metadata)
+            if on_image is not None:
+                on_image(name, sr, lr, hr)
 
-    def __exit__(self, kind, *_) -> None:
-        with self._pool:
-            if kind is None:
-                while self._calls:
-                    self._calls.popleft().result()
+        with Writer() as writer:
+            return evaluate(
+                network,
+                test_set,
+                device=self.device,
+                rgb_range=self.rgb_range,
+                precision=self.protocol.precision,
+                chop=self.protocol.chop,
+                tile=self.protocol.tile,
+                self_ensemble=self.protocol.self_ensemble,
+                channel=self.protocol.channel,
+                perceptual=self.perceptual,
+                on_image=write,
+            )
 
+    def test(self, network: nn.Module, test_sets: list[TestSet]) -> None:
+        """Tests the network on every set: logs the mean scores, and writes those of each image."""
+        for test_set in test_sets:
+            begun = time.perf_counter()
+            scores = self.evaluate(network, test_set)
+            seconds = time.perf_counter() - begun
+            if distributed.is_main():
+                self._report(network, test_set, scores, seconds)
+        log.info("results are in %s", self.experiment.folder)
 
-def test(args, network: nn.Module, test_sets: list[TestSet], experiment: Experiment, device: torch.device) -> None:
-    """Tests the network on every set: prints the mean scores, and writes those of each image."""
-    for test_set in test_sets:
-        begun = time.perf_counter()
-        scores = evaluate_as_asked(args, network, test_set, experiment, device)
-        facts = f"{len(test_set)} images, {time.perf_counter() - begun:.1f} s"
-        if not distributed.is_main():
-            continue
+    def _report(self, network: nn.Module, test_set: TestSet, scores: Scores, seconds: float) -> None:
+        counted = f"{len(test_set)} images, {seconds:.1f} s"
         if not scores.rows:
-            log.info("%s: no ground truth to score; %s", test_set.label, facts)
-            continue
-        experiment.save_scores(test_set.name, scores.rows)
+            log.info("%s: no ground truth to score; %s", test_set.label, counted)
+            return
+        result = SetResult(
+            set_name=test_set.name,
+            scale=test_set.scale,
+            network=describe(network, self.model),
+            protocol=self.protocol,
+            scores=scores,
+            seconds=seconds,
+        )
+        self.experiment.save_scores(test_set.name, scores.rows, result.to_json())
         learned = "".join(f", {title} {scores.mean(title):.4f}" for title in list(scores.rows[0])[3:])
         log.info(
             "%s: PSNR %.3f dB, SSIM %.4f%s (%s; %s)",
@@ -326,17 +247,30 @@ def test(args, network: nn.Module, test_sets: list[TestSet], experiment: Experim
             scores.psnr,
             scores.ssim,
             learned,
-            protocol(args),
-            facts,
+            self.protocol,
+            counted,
         )
-    log.info("results are in %s", experiment.folder)
 
 
-def write_image(path: Path, pixels: torch.Tensor, metadata: dict[str, bytes]) -> None:
-    """Writes uint8 (C, H, W) as PNG, with the metadata that `write_png` takes; UserError if it cannot be written."""
-    try:
-        write_png(path, pixels.permute(1, 2, 0).numpy(), **metadata)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}): free the disk or name another --dir_experiment"
-        ) from None
+def build_evaluator(args, experiment: Experiment, device: torch.device) -> Evaluator:
+    """The evaluator that the options describe."""
+    protocol = Protocol(
+        channel=args.metric_channel,
+        crop_border=args.scale,
+        chop=args.chop,
+        tile=args.tile,
+        self_ensemble=args.self_ensemble,
+        degradation=args.degradation,
+        precision=args.precision,
+        n_colors=args.n_colors,
+    )
+    return Evaluator(
+        experiment=experiment,
+        device=device,
+        protocol=protocol,
+        model=args.model,
+        rgb_range=args.rgb_range,
+        perceptual=args.perceptual,
+        save_results=args.save_results,
+        save_gt=args.save_gt,
+    )

@@ -1,33 +1,99 @@
-"""The measuring protocol of published super-resolution scores; it is stated here and nowhere else.
+"""The evaluation protocol of published super-resolution scores; it is stated here and nowhere else.
 
 1. The network's output is clamped to its value range, scaled to 0..255 and rounded to uint8 (`quantise`).
-2. Both images are turned to luma Y, ITU-R BT.601 in the range 16..235, not rounded (`rgb_to_y`). An image of one
-   channel is Y already. With `channel="rgb"` the three colours are compared instead.
-3. `scale` pixels are shaved from every border.
-4. PSNR = 10 log10(255^2 / MSE). SSIM (Wang et al. 2004) has an 11x11 Gaussian window with sigma 1.5, population
-   covariance, data range 255, and is averaged over the positions where the whole window fits, and over the channels.
+2. Both images are converted to luma Y, ITU-R BT.601 in the range 16..235, not rounded (`rgb_to_y`). An image of one
+   channel is Y already. With `channel="rgb"` all three channels are compared instead. BasicSR calls this
+   `test_y_channel`.
+3. `scale` pixels are cropped from every border. BasicSR calls this `crop_border`.
+4. PSNR = 10 log10(255^2 / MSE). SSIM (Wang et al. 2004, doi:10.1109/TIP.2003.819861) has an 11x11 Gaussian window with
+   sigma 1.5, population covariance and data range 255. It is averaged over the positions where the whole window fits,
+   and over the channels.
 
-All arithmetic is float64.
+All arithmetic is float64. `Protocol` holds the choices of one test, `Scores` its results.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 CHANNELS = {"y": "Y channel (BT.601)", "rgb": "RGB"}
-LUMA_NETWORK = "network of luma, chroma enlarged bicubically"
 PERCEPTUAL = ("lpips", "dists")
 
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a test runs its images and what its scores measure: "protocol" in scores-<Set>.json, field by field.
+
+    Attributes:
+        channel: what is compared, one of `CHANNELS`.
+        crop_border: pixels cropped from every border before scoring; the scale.
+        chop, tile, self_ensemble: how an image is run; `tile` in LR pixels, 0 for whole images.
+        degradation: how LR comes from HR, as --degradation names it.
+        precision: arithmetic of the network: single, half or bf16.
+        n_colors: channels of the network. With 1 it upscales luma, and colour images get their chroma bicubically.
+    """
+
+    channel: str = "y"
+    crop_border: int
+    chop: bool = False
+    tile: int = 0
+    self_ensemble: bool = False
+    degradation: str = "bicubic"
+    precision: str = "single"
+    n_colors: int = 3
+
+    def __str__(self) -> str:
+        """A few words to print beside every score. The precision is not among them."""
+        mode = "four quadrants" if self.chop else f"tiles of {self.tile}" if self.tile else "whole image"
+        ensemble = ", self-ensemble" if self.self_ensemble else ""
+        luma = "; network of luma, chroma enlarged bicubically" if self.n_colors == 1 else ""
+        return f"{scoring(self.channel)}; LR {self.degradation}; {mode}{ensemble}{luma}"
+
+
+class Score(NamedTuple):
+    """PSNR in dB and SSIM of one image."""
+
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one set: a row per image, {"image", "PSNR", "SSIM", ...}; no rows if there is no ground truth."""
+
+    rows: list[dict]
+
+    @property
+    def psnr(self) -> float:
+        """Mean PSNR in dB, NaN without rows."""
+        return self.mean("PSNR")
+
+    @property
+    def ssim(self) -> float:
+        """Mean SSIM, NaN without rows."""
+        return self.mean("SSIM")
+
+    def mean(self, name: str) -> float:
+        """Mean of a column, NaN without rows."""
+        return sum(row[name] for row in self.rows) / len(self.rows) if self.rows else math.nan
+
+
+def scoring(channel: str) -> str:
+    """What `psnr_ssim` measures, in a few words."""
+    return f"{CHANNELS[channel]}, uint8-rounded, scale pixels shaved"
+
+
 def quantise(image: torch.Tensor, rgb_range: float = 255) -> torch.Tensor:
     """Float image in 0..`rgb_range` (any shape) -> uint8 in 0..255: clamped, rounded half to even."""
     out = torch.empty(image.shape, dtype=torch.uint8, device=image.device)
     rows = -2 if image.dim() > 1 else 0
-    # In bands, so that a large image needs no second one in float32 beside it.
+    # In bands, so that a large image needs no second copy in float32.
     for source, target in zip(image.split(1024, rows), out.split(1024, rows), strict=True):
         target.copy_((source.float() * (255 / rgb_range)).clamp_(0, 255).round_())
     return out
@@ -39,7 +105,7 @@ def rgb_to_y(image: torch.Tensor) -> torch.Tensor:
     return (image.double() * weights.view(3, 1, 1)).sum(dim=-3, keepdim=True) + 16
 
 
-# Cb and Cr of BT.601, 16..240 around 128, by red, green and blue in 0..255; `rgb_to_y` has the weights of Y.
+# Weights of red, green and blue (0..255) in BT.601's Cb and Cr (16..240, around 128); those of Y are in `rgb_to_y`.
 _CHROMA = ((-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
 
 
@@ -56,18 +122,16 @@ def with_chroma(y: torch.Tensor, chroma: torch.Tensor) -> torch.Tensor:
     return quantise(torch.einsum("kc,chw->khw", weights.inverse(), centred))
 
 
-def protocol(channel: str) -> str:
-    """What `psnr_ssim` measures, in a few words to stand beside scores."""
-    return f"{CHANNELS[channel]}, uint8-rounded, scale pixels shaved"
+def psnr_ssim(sr: torch.Tensor, hr: torch.Tensor, scale: int, channel: str = "y") -> Score:
+    """PSNR in dB and SSIM of `sr` against `hr`.
 
+    Args:
+        sr, hr: uint8 (C, H, W) of the same size, C = 3 or 1.
+        scale: pixels cropped from every border.
+        channel: one of `CHANNELS`.
 
-def psnr_ssim(sr: torch.Tensor, hr: torch.Tensor, scale: int, channel: str = "y") -> tuple[float, float]:
-    """PSNR in dB and SSIM of `sr` against `hr`, both uint8 (C, H, W) of the same size with C = 3 or 1.
-
-    `channel` is one of `CHANNELS`.
-
-    PSNR is infinite for equal images. SSIM is NaN where less than the 11x11 window is left after shaving, and so are
-    both where nothing is left.
+    PSNR is infinite for equal images. SSIM is NaN if less than the 11x11 window is left after cropping. Both are NaN
+    if nothing is left.
 
     Raises:
         ValueError: if the shapes differ.
@@ -77,11 +141,11 @@ def psnr_ssim(sr: torch.Tensor, hr: torch.Tensor, scale: int, channel: str = "y"
     if sr.shape[0] == 3 and channel == "y":
         sr, hr = rgb_to_y(sr), rgb_to_y(hr)
     sr, hr = (y[:, scale:-scale, scale:-scale].double() for y in (sr, hr))
-    return psnr(sr, hr), ssim(sr, hr)
+    return Score(psnr(sr, hr), ssim(sr, hr))
 
 
 def smallest_scored(scale: int) -> int:
-    """The shortest side in pixels of an image that can be scored: one whole window is left after shaving."""
+    """Shortest side in HR pixels of an image that can be scored: one SSIM window is left after cropping."""
     return _WINDOW + 2 * scale
 
 
@@ -108,7 +172,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
 def _blurred(maps: torch.Tensor, axis: int) -> torch.Tensor:
     """Gaussian averages along an axis, float64, where the whole window fits: n values -> n - 10.
 
-    A sum of shifted maps: torch has no fast float64 convolution, and a product with a band matrix takes longer too.
+    A sum of shifted maps: torch has no fast float64 convolution, and multiplying by a band matrix is slower too.
     """
     weights = [math.exp(-((k - _WINDOW // 2) ** 2) / (2 * _SIGMA**2)) for k in range(_WINDOW)]
     shifted = [maps.narrow(axis, k, maps.shape[axis] - _WINDOW + 1) for k in range(_WINDOW)]
@@ -119,19 +183,19 @@ def _blurred(maps: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def perceptual_metrics(names: tuple[str, ...], device: torch.device) -> dict[str, Callable]:
-    """Learned distances, lower is better: the piq package's LPIPS (VGG16; arXiv 1801.03924), DISTS (arXiv 2004.07728).
+    """Learned distances, lower is better: piq's LPIPS (VGG16; arXiv 1801.03924) and DISTS (arXiv 2004.07728).
 
     Args:
-        names: of `PERCEPTUAL`.
+        names: some of `PERCEPTUAL`.
 
     Returns:
-        Column title -> a function of (sr, hr), uint8 (3, H, W) on `device`, of all pixels.
+        Column title -> a function of (sr, hr), uint8 (3, H, W) on `device`, over all pixels.
 
     Raises:
         ImportError: if piq, or the torchvision that it needs, cannot be imported.
         OSError: if the weights cannot be downloaded.
     """
-    import piq  # an extra requirement, which needs torchvision
+    import piq  # in requirements-extra.txt; needs torchvision
 
     def measure(metric):
         return lambda sr, hr: metric(sr[None] / 255, hr[None] / 255).item()

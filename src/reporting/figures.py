@@ -5,9 +5,9 @@ import logging
 import math
 import os
 
-# Notebooks export the name of a backend that a program started from them does not have, and matplotlib's import fails.
+# Notebooks export a backend that a program started from them does not have, and matplotlib's import would fail.
 os.environ["MPLBACKEND"] = "agg"
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of folders that it cannot write
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns about folders that it cannot write
 
 import matplotlib
 import numpy as np
@@ -20,10 +20,10 @@ DPI = 120
 
 
 def rendered(figure: Figure, form: str = "png", dpi: int = DPI) -> bytes:
-    """A figure as the bytes of a file, "png" or "pdf"."""
+    """A figure as the content of a file, "png" or "pdf"."""
     buffer = io.BytesIO()
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    # Publishers refuse matplotlib's default, Type 3 fonts.
+    # Publishers refuse Type 3 fonts, matplotlib's default.
     with matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(buffer, format=form, dpi=dpi)
     return buffer.getvalue()
@@ -33,7 +33,7 @@ def curves(history: list[dict]) -> dict[str, bytes]:
     """Loss and, where there are scores, PSNR over the epochs, as {"png": …, "pdf": …}.
 
     Args:
-        history: a dict an epoch with "epoch", "loss" and "<Set> PSNR" for each set that was scored then.
+        history: a dict per epoch with "epoch", "loss", and "<Set> PSNR" in dB for each set that was scored then.
     """
     scores = [name for name in dict.fromkeys(name for row in history for name in row) if name.endswith(" PSNR")]
     figure = Figure(figsize=(10 if scores else 5, 3.6), layout="constrained")
@@ -58,7 +58,7 @@ def curves(history: list[dict]) -> dict[str, bytes]:
 
 
 def kernel_matrices(matrices: dict[str, list], blocks: list[int], *, vmax: float) -> bytes:
-    """Figure 4: a row of divergence matrices for each kind of kernel, a column for each block, one colour scale.
+    """The KRGN paper's Figure 4: divergence matrices, a row per kind of kernel, a column per block, one colour scale.
 
     Args:
         matrices: row label -> a matrix (n, n) for each block.
@@ -91,7 +91,7 @@ def crops(rows: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> bytes:
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, (name, images) in zip(grid, rows, strict=True):
         for axis, (label, pixels) in zip(axes, images, strict=True):
-            # Pixels as they are, so that a method's blur or ringing is what is seen, not the figure's own resampling.
+            # No resampling, so that a method's own blur and ringing are seen.
             axis.imshow(pixels, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
@@ -106,13 +106,16 @@ def crop_comparison(
     box: tuple[int, int, int, int],
     crops: list[tuple[str, list[tuple[str, bool]], np.ndarray]],
 ) -> dict[str, bytes]:
-    """The comparison that papers print: an image with a box, beside it the box in two rows, as {"png": …, "pdf": …}.
+    """The comparison that papers print: an image with a box, and crops of the box in two rows beside it.
 
     Args:
-        name: what stands under the whole image.
+        name: caption of the whole image.
         whole: uint8 (H, W, 3).
         box: (x, y, width, height) in its pixels.
         crops: (label, [(score, whether it is the best), …], uint8 (height, width, 3)) of each method.
+
+    Returns:
+        {"png": …, "pdf": …}.
     """
     x, y, width, height = box
     columns = math.ceil(len(crops) / 2)
@@ -125,7 +128,7 @@ def crop_comparison(
 
     axis = figure.add_subplot(grid[:, 0])
     axis.imshow(whole, interpolation="none")  # "none" puts the pixels themselves into a PDF
-    # Two strokes are seen on any ground.
+    # Two strokes are visible on any background.
     for color, line_width in (("black", 2.4), ("#ffd400", 1.2)):
         axis.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=color, linewidth=line_width))
     axis.set_xlabel(name, fontsize=8)
@@ -133,11 +136,11 @@ def crop_comparison(
 
     for at, (label, scores, pixels) in enumerate(crops):
         axis = figure.add_subplot(grid[at // columns, at % columns + 1])
-        # Viewers of PDF smooth what they enlarge; pixels that are large already stay squares.
+        # PDF viewers smooth what they enlarge; enlarged here, pixels stay squares.
         factor = math.ceil(480 / max(width, height))
         axis.imshow(pixels.repeat(factor, axis=0).repeat(factor, axis=1), interpolation="none")
-        said = " / ".join(rf"$\mathbf{{{text}}}$" if best else text for text, best in scores)
-        axis.set_xlabel(label.replace("$", r"\$") + "\n" + said, fontsize=8)
+        printed = " / ".join(rf"$\mathbf{{{text}}}$" if best else text for text, best in scores)
+        axis.set_xlabel(label.replace("$", r"\$") + "\n" + printed, fontsize=8)
         axes.append(axis)
     for axis in axes:
         axis.set_xticks([])
@@ -145,7 +148,7 @@ def crop_comparison(
     return {form: rendered(figure, form, dpi=300) for form in ("png", "pdf")}
 
 
-# Of Okabe and Ito, which colour-blind people tell apart; markers and dashes tell them apart in print.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; markers and dashes do so in print.
 ROW_STYLES = {
     "W_b": {"color": "#0072B2", "marker": "o", "linestyle": "--", "markerfacecolor": "white"},
     "W_t": {"color": "#D55E00", "marker": "s", "linestyle": "-"},
@@ -154,11 +157,11 @@ ROW_STYLES = {
 
 
 def layers(values: dict[str, dict[str, list[float]]], per_block: int) -> bytes:
-    """A panel for each measure: its value in every layer, a line for each kind of kernel.
+    """A panel per measure: its value in every layer, a line per kind of kernel.
 
     Args:
         values: measure -> row label ("W_b", "W_t" or "W") -> a value for each layer in the order of execution.
-        per_block: layers in a block; blocks are told apart by lines.
+        per_block: layers in a block; vertical lines separate the blocks.
     """
     figure = Figure(figsize=(10, 2.7 * len(values)), layout="constrained")
     for axis, (measure, rows) in zip(figure.subplots(len(values), 1, squeeze=False)[:, 0], values.items(), strict=True):
@@ -178,7 +181,7 @@ def layers(values: dict[str, dict[str, list[float]]], per_block: int) -> bytes:
 
 
 def growth(epochs: list[float], rows: dict[str, list[float]], xlabel: str) -> bytes:
-    """The mean divergence of all layers over training, a line for each kind of kernel."""
+    """Mean divergence of all layers over the epochs, a line per kind of kernel."""
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
     axis = figure.subplots()
     for label, row in rows.items():
@@ -197,9 +200,9 @@ def receptive_field(share: np.ndarray, half: int, radius: int) -> bytes:
     """How much each input pixel moves the middle output pixel, on a logarithmic scale.
 
     Args:
-        share: (H, W), of 1 in all; what is below a hundred-thousandth of the largest is drawn as that.
-        half: side of the square around the middle, in pixels beyond it, that holds 95 % of it.
-        radius: pixels that local operators reach; beyond is the attention's doing alone.
+        share: (H, W) with the sum 1; values below 1e-5 of the largest are drawn as that.
+        half: LR pixels from the middle to the side of the square that holds 95 % of the sum.
+        radius: LR pixels that local operators reach; what lies beyond is due to the attention.
     """
     figure = Figure(figsize=(5.2, 4.3), layout="constrained")
     axis = figure.subplots()
@@ -230,7 +233,7 @@ def receptive_field(share: np.ndarray, half: int, radius: int) -> bytes:
 
 
 def spread(values: dict[str, list[float]], label: str) -> bytes:
-    """A row of points for each name, one a seed, with their mean as a line."""
+    """A row of points per name, one per seed, with their mean as a line."""
     figure = Figure(figsize=(7, 0.5 * len(values) + 1), layout="constrained")
     axis = figure.subplots()
     for row, points in enumerate(values.values()):

@@ -1,19 +1,21 @@
-"""A table and its notes as text for the terminal, Markdown, CSV, JSON and LaTeX.
+"""A table and its notes as text for the terminal, HTML, Markdown, CSV, JSON and LaTeX.
 
-A table is a dict {"title", "columns", "rows", "notes"}: the first column names the row; a cell is text, a number, None.
+A table is a dict {"title", "columns", "rows", "notes"}. The first column names the row; a cell is text, a number or
+None. In HTML and LaTeX the best PSNR and SSIM are bold.
 """
 
-import csv
-import io
+import html
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tabulate import tabulate
+
+from runtime.csvfiles import csv_text
 from runtime.errors import UserError, printable
-from runtime.files import read_json, read_regular, write_bytes
+from runtime.files import read_json, write_bytes
 
 SUFFIXES = ("md", "csv", "json", "tex")
 
@@ -32,26 +34,28 @@ def write_all(table: dict, stem: str) -> list[Path]:
 
 
 def refuse_foreign(stem: str, *more: str) -> None:
-    """Makes the table's folder; for programs to call before they measure for minutes.
+    """Makes the table's folder; programs call this before they measure for minutes.
 
     Args:
         more: suffixes of what is written beside the table.
 
     Raises:
-        UserError: if there are files of something else in the way, or the folder cannot be written.
+        UserError: if files of something else are in the way, or the folder cannot be written.
     """
     if not os.path.basename(stem):
-        raise UserError(f"--out {stem}: is a folder, expected what the files' names begin with, as in {stem}table")
+        raise UserError(f"--out {stem}: is a folder, expected the beginning of the files' names, as in {stem}table")
     there = [path for path in (Path(f"{stem}.{suffix}") for suffix in (*SUFFIXES, *more)) if path.exists()]
     if there and not _is_ours(Path(f"{stem}.json")):
-        raise UserError(f"{there[0]}: exists and is no table of this program, so it is left alone: give another --out")
+        raise UserError(
+            f"{there[0]}: exists and is no table of this program, so it is left alone: choose another --out"
+        )
     folder = Path(stem).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}): give another --out") from None
+        raise UserError(f"{folder}: cannot be made ({error.strerror}): choose another --out") from None
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder}: may not be written: give another --out")
+        raise UserError(f"{folder}: is not writable: choose another --out")
 
 
 def _is_ours(path: Path) -> bool:
@@ -61,8 +65,43 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
+def read_table(path: Path) -> dict:
+    """Reads a table that `write_all` wrote as JSON.
+
+    Raises:
+        UserError: if the file is missing or has another form.
+    """
+    table = read_json(path)
+    if not _is_table(table):
+        raise UserError(
+            f'{path}: expected {{"title": text, "columns": [text], "rows": [[text, number or null]], "notes": [text]}} '
+            "with a cell for each column, as compare.py writes it"
+        )
+    return table
+
+
+def _is_table(table) -> bool:
+    def texts(value) -> bool:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+    return (
+        isinstance(table, dict)
+        and isinstance(table.get("title"), str)
+        and texts(table.get("columns"))
+        and bool(table["columns"])
+        and texts(table.get("notes"))
+        and isinstance(table.get("rows"), list)
+        and all(isinstance(row, list) and len(row) == len(table["columns"]) for row in table["rows"])
+        and all(
+            cell is None or isinstance(cell, str | float) or (isinstance(cell, int) and abs(cell) < 2**63)
+            for row in table["rows"]
+            for cell in row
+        )
+    )
+
+
 def shown(value, column: str) -> str:
-    """A cell as people read it."""
+    """A cell as people read it, with the digits that its column is published with."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -81,35 +120,45 @@ def cells(table: dict) -> list[list[str]]:
     return [columns, *rows]
 
 
-def tabulate(rows: list[list[str]], headers: list[str]) -> str:
-    """Aligned columns for the terminal, the first one to the left; a header takes as many lines as it has words."""
-    words = [printable(header).split() for header in headers]
-    depth = max(map(len, words), default=0)
-    head = zip(*([""] * (depth - len(column)) + column for column in words), strict=True)
-    lines = [[printable(cell) for cell in line] for line in (*head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    printed = []
-    for line in lines:
-        aligned = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        printed.append("  ".join([line[0].ljust(widths[0]), *aligned[1:]]).rstrip())
-    printed.insert(depth, "-" * max(map(len, printed), default=0))
-    return "\n".join(printed)
+def best_cells(columns: list[str], rows: list[list]) -> list[list[bool]]:
+    """For each row, which cells hold the largest PSNR or SSIM of their column, as far as printed digits tell.
+
+    Several may be the best; there is none in a column of fewer than two numbers.
+    """
+    best = []
+    for at, column in enumerate(columns):
+        numbers = [row[at] for row in rows if isinstance(row[at], float | int) and not math.isnan(row[at])]
+        is_score = "PSNR" in column or "SSIM" in column
+        best.append(shown(max(numbers), column) if is_score and len(numbers) > 1 else None)
+    return [
+        [
+            not isinstance(cell, str) and shown(cell, column) == mark
+            for cell, column, mark in zip(row, columns, best, strict=True)
+        ]
+        for row in rows
+    ]
+
+
+def _aligned(rows: list[list[str]], header: list[str], form: str) -> str:
+    """The package tabulate's drawing, with the first column to the left and the others to the right."""
+    alignment = ("left", *["right"] * (len(header) - 1)) if rows else None  # it aligns no columns without rows
+    return tabulate(rows, header, tablefmt=form, disable_numparse=True, colalign=alignment)
 
 
 def as_text(table: dict) -> str:
-    """For the terminal."""
-    header, *rows = cells(table)
-    return "\n".join([printable(table["title"]), tabulate(rows, header), "", *map(printable, table["notes"])])
+    """For the terminal; a header takes as many lines as it has words."""
+    header, *rows = ([printable(cell) for cell in line] for line in cells(table))
+    words = [name.split() for name in header]
+    depth = max(map(len, words), default=0)
+    lines = ["\n".join([""] * (depth - len(column)) + column) for column in words]
+    return "\n".join([printable(table["title"]), _aligned(rows, lines, "simple"), "", *map(printable, table["notes"])])
 
 
 def as_markdown(table: dict) -> str:
-    """A table and its notes as a list."""
-    header, *rows = cells(table)
-    rows = [[_markdown(cell) for cell in row] for row in rows]
-    lines = [[_markdown(name) for name in header], ["---"] + ["---:"] * (len(header) - 1), *rows]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """A table, and its notes as a list."""
+    header, *rows = ([_markdown(cell) for cell in line] for line in cells(table))
     notes = "\n".join(f"- {_markdown(note)}" for note in table["notes"])
-    return f"### {_markdown(table['title'])}\n\n{body}\n\n{notes}\n"
+    return f"### {_markdown(table['title'])}\n\n{_aligned(rows, header, 'pipe')}\n\n{notes}\n"
 
 
 def _markdown(text: str) -> str:
@@ -121,89 +170,49 @@ def _markdown(text: str) -> str:
     )
 
 
+def as_html(table: dict) -> str:
+    """A table with its title as caption, in a region that scrolls, and its notes as paragraphs."""
+    header, *rows = ([html.escape(SIGNS.get(cell, cell)) for cell in line] for line in cells(table))
+    title = html.escape(table["title"])
+    head = "".join(f'<th scope="col">{name}</th>' for name in header)
+    body = []
+    for row, best in zip(rows, best_cells(table["columns"], table["rows"]), strict=True):
+        marked = [f"<strong>{cell}</strong>" if is_best else cell for cell, is_best in zip(row, best, strict=True)]
+        body.append(f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in marked[1:])}</tr>')
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">'
+        f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table></div>{paragraphs(table['notes'])}"
+    )
+
+
+# How HTML and figures show what is no finite number.
+SIGNS = {"inf": "∞", "nan": "n/a"}
+
+
+def paragraphs(lines: list[str]) -> str:
+    """Lines of text as the HTML of notes."""
+    return "".join(f'<p class="note">{html.escape(line)}</p>' for line in lines)
+
+
 def as_csv(table: dict) -> str:
-    """Unrounded numbers, empty cells for what was not measured; no notes."""
+    """Numbers that are not rounded, and empty cells for what was not measured; without the notes."""
     return csv_text([table["columns"], *table["rows"]])
 
 
-def csv_text(rows: Iterable[Sequence]) -> str:
-    """Rows of text, numbers and None as CSV. `read_csv` gives the text back as it was.
-
-    Text that a spreadsheet would take for a formula, and run, begins with an apostrophe, which spreadsheets take away.
-    """
-    text = io.StringIO()
-    csv.writer(text).writerows([_inert(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
-    return text.getvalue()
-
-
-def _inert(text: str) -> str:
-    if text.lstrip()[:1] not in _FORMULA and text[:1] not in ("\t", "\r", "\n"):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return text  # a number
-
-
-_FORMULA = tuple("=+-@'\uff1d\uff0b\uff0d\uff20")  # the last four are full width
-
-
-def read_csv(path: Path, needed: Sequence[str], *, most: int = 64 * 2**20) -> list[dict[str, str]]:
-    """The rows of a CSV file as `csv_text` writes it, by their columns' names.
-
-    Args:
-        needed: columns that must be there.
-        most: bytes of the file.
-
-    Raises:
-        UserError: if the file is missing, too large, no regular file or no CSV, or if a column is missing or there
-            twice, or a row has more or fewer cells than there are columns.
-    """
-    try:
-        text = read_regular(path, most).decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): give a file that may be read") from None
-    except ValueError:
-        raise UserError(f"{path}: is no text in UTF-8: give the table as it was written") from None
-    before = csv.field_size_limit(most)
-    try:
-        columns, *rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
-    except csv.Error as error:
-        raise UserError(f"{path}: is no CSV ({error}): give the table as it was written") from None
-    finally:
-        csv.field_size_limit(before)
-    rows = [row for row in rows if row]
-    columns = [name.removeprefix("'") for name in columns]
-    said = f"expected a table with {', '.join(needed)}, as it was written"
-    if missing := [name for name in needed if columns.count(name) != 1]:
-        raise UserError(f"{path}: has no column {missing[0]}, or two: {said}")
-    if uneven := [number for number, row in enumerate(rows, start=2) if len(row) != len(columns)]:
-        raise UserError(f"{path}: row {uneven[0]} has another number of cells than there are columns: {said}")
-    return [dict(zip(columns, (cell.removeprefix("'") for cell in row), strict=True)) for row in rows]
-
-
 def as_json(table: dict) -> str:
-    """The table as it is; a number that is no finite one becomes text."""
+    """The table as it is; infinity and NaN become text."""
     rows = [[str(v) if isinstance(v, float) and not math.isfinite(v) else v for v in row] for row in table["rows"]]
     return json.dumps(table | {"rows": rows}, indent=1)
 
 
 def as_latex(table: dict) -> str:
-    """Rows for a paper's table, best scores bold, with the header and the notes as comments."""
+    """Rows to paste into a paper's own table, with the header and the notes as comments."""
     header, *rows = cells(table)
-    best = {}
-    for index, column in enumerate(header):
-        values = [row[index] for row in table["rows"] if isinstance(row[index], float)]
-        if column.endswith(("PSNR", "SSIM")) and values:
-            best[index] = max(values)
     lines = [f"% {printable(line)}" for line in (*table["notes"], " & ".join(header))]
-    for row, values in zip(rows, table["rows"], strict=True):
-        escaped = [_latex(cell) for cell in row]
-        marked = [
-            rf"\textbf{{{cell}}}" if index in best and values[index] == best[index] else cell or "--"
-            for index, cell in enumerate(escaped)
-        ]
+    for row, best in zip(rows, best_cells(table["columns"], table["rows"]), strict=True):
+        escaped = [_latex(cell) or "--" for cell in row]
+        marked = [rf"\textbf{{{cell}}}" if is_best else cell for cell, is_best in zip(escaped, best, strict=True)]
         lines.append(" & ".join(marked) + r" \\")
     return "\n".join(lines) + "\n"
 

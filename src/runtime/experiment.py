@@ -10,6 +10,7 @@
     model/model_<epoch>.pt, model/state_<epoch>.pt     with --save_models
     state.pt                    everything `--load` needs to go on
     scores-<Set>.csv            PSNR and SSIM of each image of a test
+    scores-<Set>.json           the same with means, protocol and versions, for programs (`evaluation/results.py`)
     results-<Set>/<image>_x4_SR.png                    with --save_results
     .experiment                 says that this program made the folder, and so may delete it
     .lock                       who trains in the folder: one process at a time
@@ -28,8 +29,8 @@ from pathlib import Path
 
 import torch
 
-from reporting.tables import csv_text
 from runtime import distributed
+from runtime.csvfiles import csv_text
 from runtime.errors import UserError, printable
 from runtime.files import is_temporary, remove_abandoned, write_bytes
 from runtime.log import log_to
@@ -41,7 +42,8 @@ log = logging.getLogger("krgn")
 _MARKER, _LOCK = ".experiment", ".lock"
 _OURS = (
     "config.txt", "config_test.txt", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf", "state.pt",
-    "scores-*.csv", "model/model_latest.pt", "model/model_best.pt", "model/model_[0-9]*.pt", "model/state_[0-9]*.pt",
+    "scores-*.csv", "scores-*.json",
+    "model/model_latest.pt", "model/model_best.pt", "model/model_[0-9]*.pt", "model/state_[0-9]*.pt",
     "model/model_latest.safetensors", "model/model_best.safetensors", "model/model_[0-9]*.safetensors",
     "results-*/*_x[0-9]*_[SLH]R.png", "tensorboard/events.out.tfevents.*", _MARKER,
 )  # fmt: skip
@@ -221,9 +223,10 @@ class Experiment:
         """Writes skipped.csv, a row for each batch that never reached the weights."""
         self._write_csv("skipped.csv", rows)
 
-    def save_scores(self, set_name: str, rows: list[dict]) -> None:
-        """Writes scores-<Set>.csv, a row an image."""
+    def save_scores(self, set_name: str, rows: list[dict], document: str) -> None:
+        """Writes scores-<Set>.csv, a row per image, and scores-<Set>.json, the document."""
         self._write_csv(f"scores-{set_name}.csv", rows)
+        self._write_text(f"scores-{set_name}.json", document)
 
     def result_path(self, set_name: str, image: str, scale: int, kind: str) -> Path:
         """Where an image of a test goes: results-<Set>/<image>_x<scale>_<kind>.png."""

@@ -30,7 +30,8 @@ from tqdm import tqdm
 from model import cffb
 from model.krgn import KRGN
 from reporting import figures
-from reporting.tables import as_text, read_csv, refuse_foreign, write_all
+from reporting.tables import as_text, refuse_foreign, write_all
+from runtime.csvfiles import read_csv
 from runtime.errors import UserError
 from runtime.errors import run as run_program
 from runtime.files import read_json, write_bytes

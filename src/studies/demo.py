@@ -1,27 +1,29 @@
-"""The demo's two ends: a small data set out of scikit-image's photographs, and a table and pictures of what came out.
+"""The first and the last step of the demo: its data set, and a table and pictures of the results.
 
-    python -m studies.demo data      photographs -> dataset/Photos, in DIV2K's shape
+    python -m studies.demo data      scikit-image's photographs -> dataset/Photos, in DIV2K's shape
     python -m studies.demo report    scores and pictures of what was trained and folded
 
-`scripts/demo.sh` shows the whole way between them.
+`scripts/demo.sh` runs the whole demo.
 """
 
 from pathlib import Path
 
 import numpy as np
 import skimage
-import torch
 
-from data import build_test_sets, resize
+from data import resize
 from data.image import read_image, write_png
-from evaluation.evaluate import evaluate, protocol
-from evaluation.metrics import psnr_ssim
+from data.testset import TestSet
+from evaluation.evaluate import evaluate
+from evaluation.metrics import Protocol, Score, psnr_ssim
+from evaluation.results import read_results
+from evaluation.sets import open_test_sets
 from model import cffb
 from model.checkpoint import rebuild, unpack
 from option import build_parser as training_parser
-from option import parse_args
 from reporting import figures
-from reporting.tables import read_csv
+from reporting.comparison import mean_table, to_tensor
+from reporting.tables import as_text
 from runtime.errors import UserError, run
 from runtime.files import write_bytes
 from runtime.flags import Parser, path_flag
@@ -29,12 +31,12 @@ from runtime.hardware import choose_device
 from runtime.tensor_files import load_tensors
 
 NAME = "Photos"
-# Photographs that the scikit-image package itself ships; the held-out ones are tested, never trained on.
+# Photographs in the scikit-image package; the held-out ones are tested, never trained on.
 TRAINING = ("brick", "camera", "coins", "grass", "gravel", "hubble_deep_field", "ihc", "moon", "motorcycle_left")
 TRAINING += ("retina", "rocket")
 HELD_OUT = ("astronaut", "chelsea", "coffee")
 
-# What each picture of the report shows of a held-out photograph: (left, top) in HR pixels, and the side.
+# The square of each held-out photograph that the report shows: (left, top) and side in HR pixels.
 CROPS = {"12_astronaut": (170, 60), "13_chelsea": (120, 80), "14_coffee": (320, 220)}
 CROP_SIDE = 110
 
@@ -73,14 +75,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "data":
         make_data(Path(args.dir_data) / NAME)
     else:
-        make_report(args)
+        folders = [Path(args.dir_experiment) / name for name in (args.folded, args.released)]
+        make_report(Path(args.dir_data), Path(args.pre_train), *folders, Path(args.out))
 
 
 def make_data(root: Path) -> None:
-    """Writes the photographs as <root>/Photos_train_HR/NN_name.png, held-out ones last; those there already stay.
+    """Writes the photographs as <root>/Photos_train_HR/NN_name.png, held-out ones last; existing files stay.
 
     Raises:
-        UserError: if scikit-image does not ship one of them, or the folder cannot be written.
+        UserError: if scikit-image does not have one of them, or the folder cannot be written.
     """
     folder = Path(skimage.__file__).parent / "data"
     shipped = {path.stem: path for path in folder.iterdir() if path.suffix in (".png", ".jpg")}
@@ -89,61 +92,76 @@ def make_data(root: Path) -> None:
         if path.exists():
             continue
         if name not in shipped:
-            raise UserError(f"scikit-image ships no {name}: install the version that requirements.txt names")
+            raise UserError(f"scikit-image has no photograph {name}: install the version in requirements.txt")
         try:
             write_png(path, read_image(shipped[name]))
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}): name another --dir_data") from None
+            raise UserError(f"{path}: cannot be written ({error.strerror}): choose another --dir_data") from None
     print(f"{root}: {len(TRAINING)} photographs to train on, {len(HELD_OUT)} held out")
 
 
-def make_report(args) -> None:
+def make_report(dir_data: Path, pre_train: Path, folded: Path, released: Path, out: Path) -> None:
     """Prints mean scores of bicubic, the network, the folded network and the released one, and draws the crops.
 
+    Args:
+        pre_train: checkpoint of the network in training form.
+        folded, released: experiments that tested the folded file and the released network.
+        out: PNG file for the crops.
+
     Raises:
-        UserError: if the checkpoint is missing or the test has not been run.
+        UserError: if the checkpoint is missing or a test has not been run.
     """
     cffb.build_when_needed()
     device = choose_device(cpu=False, n_gpus=1, asked=False)  # the one that main.py took for the folded file
-    network = rebuild(unpack(load_tensors(Path(args.pre_train)), args.pre_train)).to(device)
+    network = rebuild(unpack(load_tensors(pre_train), str(pre_train))).to(device)
     scale = network.hyperparameters["scale"]
-    first = len(TRAINING) + 1
-    options = parse_args(
-        [
-            *("--test_only", "--pre_train", "-", "--dir_data", args.dir_data, "--data_test", NAME),
-            *("--scale", str(scale), "--data_range", f"1-{len(TRAINING)}/{first}-{first + len(HELD_OUT) - 1}"),
-        ]
-    )
-    test_set = build_test_sets(options)[0]
+    test_set = held_out(dir_data, scale)
     # main.py folds before it tests; here the training form itself is run, so that the table compares the two.
     rows = evaluate(network, test_set, device=device, rgb_range=network.hyperparameters["rgb_range"]).rows
-    trained = {row["image"]: (row["PSNR"], row["SSIM"]) for row in rows}
-    folded, released = (Path(args.dir_experiment) / name for name in (args.folded, args.released))
-    scores = {folder: read_scores(folder) for folder in (folded, released)}
-    bicubic, pictures = {}, []
+    scores = {
+        "bicubic": {},
+        "KRGN, training form": {row["image"]: Score(row["PSNR"], row["SSIM"]) for row in rows},
+        "KRGN, folded": read_scores(folded),
+        f"KRGN_x{scale}, released": read_scores(released),
+    }
+    pictures = []
     for lr, hr, name in test_set:
         lr, hr_pixels = (image.permute(1, 2, 0).numpy() for image in (lr, hr))
         enlarged = resize.upscale(lr, scale)
-        bicubic[name] = psnr_ssim(torch.from_numpy(enlarged).permute(2, 0, 1), hr, scale)
+        scores["bicubic"][name] = psnr_ssim(to_tensor(enlarged), hr, scale)
         images = {
             "LR": np.kron(lr, np.ones((scale, scale, 1), np.uint8)),
-            f"bicubic\n{score(bicubic[name])}": enlarged,
-            f"the demo's KRGN\n{score(scores[folded][name])}": read_image(result(folded, name, scale)),
-            f"KRGN_x{scale}\n{score(scores[released][name])}": read_image(result(released, name, scale)),
+            f"bicubic\n{caption(scores['bicubic'][name])}": enlarged,
+            f"the demo's KRGN\n{caption(scores['KRGN, folded'][name])}": read_image(result(folded, name, scale)),
+            f"KRGN_x{scale}\n{caption(scores[f'KRGN_x{scale}, released'][name])}": read_image(
+                result(released, name, scale)
+            ),
             "HR": hr_pixels,
         }
         left, top = CROPS[name]
         window = (slice(top, top + CROP_SIDE), slice(left, left + CROP_SIDE))
         pictures.append((name.split("_")[1], [(label, pixels[window]) for label, pixels in images.items()]))
-    write_bytes(Path(args.out), figures.crops(pictures))
+    write_bytes(out, figures.crops(pictures))
+    print("\n" + as_text(score_table(scores, test_set)))
+    print(f"\n  crops            {out}")
 
-    print(f"\n{NAME}, {len(test_set)} held-out photographs, x{scale} ({protocol(options)})\n")
-    print(f"  {'':22}{'PSNR (dB)':>12}{'SSIM':>10}")
-    methods = {"bicubic": bicubic, "KRGN, training form": trained, "KRGN, folded": scores[folded]}
-    for label, rows in (methods | {f"KRGN_x{scale}, released": scores[released]}).items():
-        psnr, ssim = np.mean(list(rows.values()), axis=0)
-        print(f"  {label:22}{psnr:12.4f}{ssim:10.4f}")
-    print(f"\n  crops            {args.out}")
+
+def held_out(dir_data: Path, scale: int) -> TestSet:
+    """The photographs that are tested."""
+    first = len(TRAINING) + 1
+    ranges = (1, len(TRAINING)), (first, first + len(HELD_OUT) - 1)
+    return open_test_sets([NAME], dir_data=str(dir_data.resolve()), scale=scale, data_range=ranges)[0]
+
+
+def score_table(scores: dict[str, dict[str, Score]], test_set: TestSet) -> dict:
+    """Mean scores of each method, with four digits, because the training form and its fold differ little."""
+    names = [pair.name for pair in test_set.pairs]
+    table = mean_table(
+        {(NAME, name): {method: of[name] for method, of in scores.items()} for name in names},
+        title=f"{test_set.label}, {len(names)} held-out photographs",
+        notes=[str(Protocol(crop_border=test_set.scale))],
+    )
+    return table | {"rows": [[method, *(f"{mean:.4f}" for mean in means)] for method, *means in table["rows"]]}
 
 
 def result(folder: Path, name: str, scale: int) -> Path:
@@ -151,19 +169,21 @@ def result(folder: Path, name: str, scale: int) -> Path:
     return folder / f"results-{NAME}" / f"{name}_x{scale}_SR.png"
 
 
-def score(psnr_and_ssim: tuple[float, float]) -> str:
+def caption(score: Score) -> str:
     """As under the pictures of papers."""
-    return f"{psnr_and_ssim[0]:.2f} dB / {psnr_and_ssim[1]:.4f}"
+    return f"{score.psnr:.2f} dB / {score.ssim:.4f}"
 
 
-def read_scores(folder: Path) -> dict[str, tuple[float, float]]:
-    """(PSNR, SSIM) of each image, from the experiment in which `main.py --test_only` wrote them."""
-    path = folder / f"scores-{NAME}.csv"
-    try:
-        rows = read_csv(path, ("image", "PSNR", "SSIM"))
-        return {row["image"]: (float(row["PSNR"]), float(row["SSIM"])) for row in rows}
-    except (UserError, ValueError) as error:
-        raise UserError(f"{path}: {error}: run the tests first, as scripts/demo.sh does") from None
+def read_scores(folder: Path) -> dict[str, Score]:
+    """Scores of each image, from the experiment in which `main.py --test_only` wrote them.
+
+    Raises:
+        UserError: if the set was not tested there.
+    """
+    results = read_results(folder)
+    if NAME not in results:
+        raise UserError(f"{folder}: has no scores-{NAME}.json: run the tests first, as scripts/demo.sh does")
+    return results[NAME].by_image
 
 
 if __name__ == "__main__":

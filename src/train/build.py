@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data import TestSet, TrainSet, train_batches
-from evaluation.evaluate import evaluate_as_asked, protocol
+from evaluation.evaluate import build_evaluator
 from loss.perceptual import load_vgg19
 from loss.weighted import Loss
 from model.precision import InPrecision, to_network
@@ -45,7 +45,7 @@ def build_trainer(
     Raises:
         UserError: if the state does not fit, or weights that a loss needs cannot be read.
     """
-    step = build_step(args, network, device)
+    step, evaluator = build_step(args, network, device), build_evaluator(args, experiment, device)
     first_scored = next((test_set for test_set in test_sets if test_set.scored), None)
     state = RunState(
         step,
@@ -53,7 +53,7 @@ def build_trainer(
         model=args.model,
         options=args.values(),
         given=sorted(args.given),
-        best_on=f"{first_scored.label}, {protocol(args)}" if first_scored else "",
+        best_on=f"{first_scored.label}, {evaluator.protocol}" if first_scored else "",
     )
     if saved is not None:
         other_images = {"data_train", "data_range"} & set(args.override)
@@ -78,7 +78,7 @@ def build_trainer(
 
     def validate(keep) -> list:
         folded = fold(step.released)  # what a test of the saved weights will run, so that scores agree to the bit
-        return [evaluate_as_asked(args, folded, each, experiment, device, on_image=keep) for each in test_sets]
+        return [evaluator.evaluate(folded, each, on_image=keep) for each in test_sets]
 
     plan = Plan(
         summary=_summary(args, train_set, test_sets, schedule.epoch_batches),

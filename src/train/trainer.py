@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from data.testset import TestSet
-from evaluation.evaluate import Scores
+from evaluation.metrics import Scores
 from model.checkpoint import pack
 from runtime import distributed, errors
 from runtime.errors import UserError, held

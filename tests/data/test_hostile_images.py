@@ -15,7 +15,7 @@ from PIL import Image, TiffImagePlugin
 from data import opening
 from data.cache import open_cached
 from data.image import read_header, read_image, read_own, read_size, write_png
-from evaluation import evaluate
+from evaluation import runner
 from runtime.errors import UserError
 
 
@@ -104,8 +104,8 @@ def test_a_valid_picture_of_any_size_is_decoded(tmp_path, photo, monkeypatch):
 
 def test_a_result_that_cannot_fit_is_refused_with_the_numbers(small_set, photo, monkeypatch):
     write_png(small_set / "mine/large.png", photo)
-    monkeypatch.setattr(evaluate, "SURE_TO_FIT", 1000)
-    monkeypatch.setattr(evaluate, "available_memory", lambda: 2**20)
+    monkeypatch.setattr(runner, "SURE_TO_FIT", 1000)
+    monkeypatch.setattr(runner, "available_memory", lambda: 2**20)
     with pytest.raises(UserError, match=r"large: 451x300 pixels .* need 0\.0 GiB of memory, 0\.0 are free"):
         launch("--cpu", "--test_only", "--scale", "2", "--pre_train", "KRGN_x2", "--data_test", "Demo", "--dir_demo",
                small_set / "mine", "--dir_experiment", small_set / "experiment", "--save", "own")  # fmt: skip

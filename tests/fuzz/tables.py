@@ -1,7 +1,5 @@
-"""Tables that report.py reads: JSON of compare.py, scores of a test as CSV, and the log beside them."""
+"""What report.py reads: tables of compare.py and the scores of a test, both JSON."""
 
-import csv
-import io
 import json
 import random
 import shutil
@@ -24,8 +22,7 @@ def make(folder: Path, seed: int, count: int) -> None:
     tested = "--test_only --scale 2 --data_test Small --data_range 1-2/3-3 --save test --save_results --save_gt"
     weights = folder / "experiment/run/model/model_best.pt"
     states.run(folder, *tested.split(), "--pre_train", str(weights), "--dir_data", str(folder / "dataset"))
-    with open(folder / "experiment/test/scores-Small.csv", newline="") as file:
-        rows = list(csv.reader(file))
+    scores = json.loads((folder / "experiment/test/scores-Small.json").read_text())
     text = json.dumps(TABLE)
     for number in range(count):
         kind = number % 4
@@ -37,16 +34,10 @@ def make(folder: Path, seed: int, count: int) -> None:
             odd = ["[" * 100_000, "9" * 100_000, '{"title": ' * 5000, "NaN", "", "\ufeff{}", '{"a":1,"a":2}']
             name, content = "table.json", chance.choice(odd).encode()
         else:
-            changed = edited(rows, chance, [*map(str, VALUES), "x" * 200_000, '"', "1e999", "\0"])
-            content = text_of(changed).encode(errors="surrogatepass")
-            name, content = "scores.csv", damaged(content or b"x", chance) if chance.random() < 0.5 else content
+            changed = edited(scores, chance, [*VALUES, "x" * 200_000, '"', "1e999", "\0", "../a", "inf"])
+            content = json.dumps(changed).encode()
+            name, content = "scores.json", damaged(content, chance) if chance.random() < 0.5 else content
         (folder / "inputs" / f"{number:06}-{name}").write_bytes(content)
-
-
-def text_of(rows: list) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer).writerows([row if isinstance(row, list) else [row] for row in rows])
-    return buffer.getvalue()
 
 
 def take(path: Path) -> None:
@@ -56,8 +47,8 @@ def take(path: Path) -> None:
     shutil.rmtree(work)
     shutil.copytree(folder / "experiment", work / "experiment")
     flags = [str(work / "experiment/test"), "--out", str(work / "page")]
-    if path.name.endswith(".csv"):
-        shutil.copyfile(path, work / "experiment/test/scores-Small.csv")
+    if path.name.endswith("scores.json"):
+        shutil.copyfile(path, work / "experiment/test/scores-Small.json")
     else:
         flags += ["--table", str(path)]
     report.main(flags)

@@ -15,9 +15,11 @@ from PIL import Image
 from torch import nn
 
 from data.image import write_png
-from evaluation import evaluate as evaluation
-from evaluation.evaluate import Writer, evaluate, runner
+from evaluation import pictures, runner
+from evaluation.evaluate import evaluate
 from evaluation.metrics import psnr, psnr_ssim, ssim
+from evaluation.pictures import Writer
+from evaluation.runner import ImageRunner
 from model import tiling
 from model.external import External
 from model.krgn import KRGN
@@ -110,7 +112,7 @@ def test_tiles_of_a_network_on_a_grid():
 
 
 def test_inexact_tiles_are_announced(caplog, monkeypatch):
-    monkeypatch.setattr(evaluation.log, "propagate", True)
+    monkeypatch.setattr(runner.log, "propagate", True)
 
     class Mean(nn.Module):
         def __init__(self):
@@ -120,7 +122,7 @@ def test_inexact_tiles_are_announced(caplog, monkeypatch):
         def forward(self, x):
             return self.shift(x) + x.mean()
 
-    run = runner(Mean(), SimpleNamespace(scale=1, n_colors=3), 255, chop=False, tile=8)
+    run = ImageRunner(Mean(), device=torch.device("cpu"), scale=1, tile=8).run
     with torch.inference_mode():
         run(torch.rand(1, 3, 90, 90) * 255)
     assert "not exact" in caplog.text
@@ -147,19 +149,18 @@ def test_memory_is_bounded_by_the_tile(monkeypatch):
 
 def test_an_image_too_large_for_memory_runs_in_tiles(caplog, monkeypatch):
     """Predicted from what is free, and, where the prediction was wrong, after the allocation failed."""
-    monkeypatch.setattr(evaluation.log, "propagate", True)
+    monkeypatch.setattr(runner.log, "propagate", True)
     caplog.set_level(logging.INFO, logger="krgn")
-    monkeypatch.setattr(evaluation, "AUTO_TILE", 24)
+    monkeypatch.setattr(runner, "AUTO_TILE", 24)
     network, image = krgn(2), torch.rand(1, 3, 60, 50) * 255
-    asked = SimpleNamespace(scale=2, n_colors=3)
     with torch.inference_mode():
         expected = network(image)
-        run = runner(network, asked, 255, chop=False, tile=0)
+        run = ImageRunner(network, device=torch.device("cpu"), scale=2).run
         assert torch.equal(run(image), expected)
         assert "tiles" not in caplog.text
         with monkeypatch.context() as patched:
-            patched.setattr(evaluation, "SURE_TO_FIT", 100)
-            patched.setattr(evaluation, "available_memory", lambda: 10**6)
+            patched.setattr(runner, "SURE_TO_FIT", 100)
+            patched.setattr(runner, "available_memory", lambda: 10**6)
             assert (run(image) - expected).abs().max() < 1e-3
         assert "50x60 pixels needs about" in caplog.text
 
@@ -283,7 +284,7 @@ def test_an_image_that_cannot_be_written(small_set, monkeypatch):
 
     folder = small_set.parent / "experiment"
     launch(*small_run(small_set, "--epochs", "1"))
-    monkeypatch.setattr(evaluation, "write_png", fail)
+    monkeypatch.setattr(pictures, "write_png", fail)
     test = ("--test_only", "--pre_train", str(folder / "small/model/model_latest.pt"), "--save", "t", "--save_results")
     with pytest.raises(UserError, match=r"SR.png: cannot be written \(No space left"):
         launch(*small_run(small_set, *test))

@@ -15,14 +15,14 @@ from conftest import ROOT, small_run
 from helpers import equal, history, launch, weights
 
 from data.image import write_png
-from evaluation.evaluate import Scores
+from evaluation.evaluate import Evaluator
+from evaluation.metrics import Scores
 from option import _STRUCTURE, build_parser, checked_values, parse_args
 from reporting import figures
 from runtime import files
 from runtime.errors import UserError
 from runtime.files import digest
 from runtime.tensor_files import load_tensors, save_tensors
-from train import build
 
 
 def begun(small_set, *flags: str):
@@ -90,7 +90,7 @@ def test_a_run_goes_on_after_any_override(other_set, line):
 def test_the_best_begins_anew_with_another_first_test_set(other_set, monkeypatch, capsys):
     """A PSNR of another set, or of other channels, says nothing beside that of before."""
     scores = iter((40.0, 20.0, 19.0, 18.0))
-    monkeypatch.setattr(build, "evaluate_as_asked", lambda *_, **__: Scores([{"PSNR": next(scores), "SSIM": 0}]))
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *_, **__: Scores([{"PSNR": next(scores), "SSIM": 0}]))
     folder = begun(other_set)
     go_on(folder, 2, "--override", "data_test", "--data_test", "Other")
     assert best_of(folder) == (20.0, 2)
@@ -147,7 +147,7 @@ def test_a_failing_validation_costs_no_training(small_set, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(build, "evaluate_as_asked", fails)
+    monkeypatch.setattr(Evaluator, "evaluate", fails)
     with pytest.raises(RuntimeError, match="a bug"):
         begun(small_set)
     folder = small_set.parent / "experiment/small"

@@ -19,7 +19,8 @@ import torch
 from conftest import program, small_run
 from helpers import history, launch, randomise, weights
 
-from evaluation.evaluate import Scores, evaluate
+from evaluation.evaluate import Evaluator, evaluate
+from evaluation.metrics import Scores
 from loss.weighted import Loss
 from model.checkpoint import rebuild, unpack
 from model.krgn import KRGN
@@ -210,7 +211,7 @@ def test_weights_that_were_not_saved_are_not_the_best(small_set, monkeypatch):
 
     scores = iter((30.0, 29.0))
     monkeypatch.setattr(Loss, "forward", sometimes)
-    monkeypatch.setattr(build, "evaluate_as_asked", lambda *_, **__: Scores([{"PSNR": next(scores), "SSIM": 0.9}]))
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *_, **__: Scores([{"PSNR": next(scores), "SSIM": 0.9}]))
     folder = small_set.parent / "experiment/small"
     launch(*small_run(small_set, "--epochs", "2"))
     assert [row["Small PSNR"] for row in history(folder)] == ["30.0", "29.0"]

@@ -1,28 +1,28 @@
-// The page's behaviour. `data` is what report.py found: for each image its size in pixels and its views, which are
+// The page's behaviour. `data` comes from report.py: for each image its size in pixels and its views, which are
 // bicubic, the methods and, last, HR. `state` is what is shown; every change of it ends in `render`.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 
-const ZOOMS = [1, 2, 4, 8, 16, 32]; // screen pixels for a pixel of the image
-const CROP_ZOOM = 4; // of the crops, until the pictures are zoomed further
+const ZOOMS = [1, 2, 4, 8, 16, 32]; // screen pixels per image pixel
+const CROP_ZOOM = 4; // zoom of the crops until the pictures are zoomed further
 
 const labels = data.images[0].views.map((view) => view.label);
 const state = {
   image: null,
-  left: "0", // a view's number; with "m" before it, the view's error map
+  left: "0", // number of a view; with a leading "m", its error map
   right: "1",
-  split: 50, // % of the width that shows the left picture
+  split: 50, // percentage of the width that shows the left picture
   zoom: null, // null: the whole image fits
-  x: 0, y: 0, // the pixel of the image around which everything is shown
+  x: 0, y: 0, // the image pixel that the crops and the zoomed pictures are centred on
   maps: false, // whether the crops show error maps
 };
 let order = data.images;
 
 // --- what is shown where ---
 
-// Offset in screen pixels of a picture's edge in a pane that is centred on `point`, without gaps while it is larger.
+// Offset in screen pixels of a picture in a pane that is centred on `point`; a larger picture leaves no gap.
 function offset(point, pixels, zoom, pane) {
   const free = pane - pixels * zoom;
   return Math.round(free >= 0 ? free / 2 : Math.min(0, Math.max(free, pane / 2 - point * zoom)));
@@ -60,7 +60,7 @@ const titleOf = (choice) => (choice.startsWith("m") ? `error map of ${labels[cho
 function render() {
   const stage = $("stage");
   const {width, height} = state.image;
-  // The stage has the image's shape, so that the boundary runs over the image alone, and leaves room on the screen.
+  // The stage has the image's aspect ratio, so that the boundary covers the image only, and fits the screen.
   const tallest = 0.7 * window.innerHeight;
   const widest = Math.min(stage.parentElement.clientWidth, Math.max((tallest * width) / height, 320));
   stage.style.width = $("slider").style.width = `${Math.round(widest)}px`;
@@ -93,7 +93,7 @@ function render() {
   outline(at, zoom, corner);
 }
 
-// The box that shows on the pictures what the crops show.
+// Draws the box on the pictures that marks what the crops show.
 function outline(at, zoom, corner) {
   const pane = document.querySelector(".crop");
   const ratio = zoom / cropZoom();
@@ -121,7 +121,7 @@ function element(name, className, text) {
 function sortImages() {
   const by = Number($("by").value);
   const chosen = $("set").value;
-  const value = (image) => image.views[by].scores[0] ?? Infinity; // without a score: after all others
+  const value = (image) => image.views[by].scores[0] ?? Infinity; // images without a score come last
   const compare = {
     worst: (a, b) => value(a) - value(b),
     best: (a, b) => (value(b) === Infinity ? -1 : value(a) === Infinity ? 1 : value(b) - value(a)),
@@ -134,7 +134,7 @@ function sortImages() {
     link.href = key(image);
     const thumb = new Image();
     thumb.loading = "lazy";
-    thumb.alt = ""; // the name stands beside it
+    thumb.alt = ""; // the name is beside it
     thumb.src = image.thumb;
     link.append(thumb, element("span", "label", image.name), " ", element("span", "score", image.views[by].texts[0]));
     link.title = `${image.set} / ${image.name}`;
@@ -159,7 +159,7 @@ function markCurrent() {
   $("name").replaceChildren(name, " ", element("small", "", `${set} ×${scale}, ${width}×${height}${place}`));
 }
 
-// Scrolls the list alone; scrollIntoView would move the page too.
+// Scrolls only the list; scrollIntoView would scroll the page too.
 function scrollListTo(item) {
   const list = $("list").getBoundingClientRect();
   const box = item.getBoundingClientRect();
@@ -223,7 +223,7 @@ function zoomBy(direction) {
   render();
 }
 
-// The point of the image under the pointer.
+// The image pixel under the pointer.
 function pointAt(event) {
   const stage = $("stage");
   const box = stage.getBoundingClientRect();
@@ -240,7 +240,7 @@ function split(event) {
   render();
 }
 
-// Calls `move(event, dx, dy)` while the pointer that went down on `pane` moves, and `tap` if it never did.
+// Calls `move(event, dx, dy)` while a pointer pressed on `pane` moves, and `tap(event)` if it is released unmoved.
 function dragging(pane, begin) {
   pane.addEventListener("pointerdown", (down) => {
     if (down.button !== 0) return;
@@ -265,7 +265,7 @@ function dragging(pane, begin) {
   });
 }
 
-// A move that pans a pane. The point stays in its middle, so that turning back at an edge is felt at once.
+// A `move` that pans a pane. The point is kept at the pane's centre, so that reversing at an edge responds at once.
 function pan(pane, zoom) {
   const middle = (point, pixels, side) =>
     pixels * zoom > side ? (side / 2 - offset(point, pixels, zoom, side)) / zoom : point;
@@ -283,7 +283,7 @@ dragging($("stage"), (down) => {
 dragging($("crops"), () => ({move: pan(document.querySelector(".crop"), cropZoom())}));
 
 $("stage").addEventListener("wheel", (event) => {
-  if (!event.ctrlKey) return; // pinching on a touchpad; without it the wheel scrolls the page
+  if (!event.ctrlKey) return; // Ctrl is set by pinching on a touchpad; otherwise the wheel scrolls the page
   event.preventDefault();
   if (event.deltaY) zoomBy(-Math.sign(event.deltaY));
 }, {passive: false});
