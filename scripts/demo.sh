@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The main job on an embedded default, two minutes on two cores: photographs that scikit-image ships become a
-# small data set, a small KRGN x2 is trained, tested, folded and tested again, and its kernels are plotted.
-# A second start reuses what is there; `rm -r experiment/demo* dataset/Photos` starts anew.
+# Shows the framework from data to folded network in two minutes on two cores. Photographs that scikit-image ships
+# become a small data set; a small KRGN x2 is trained, tested, folded and tested again, and its kernels are plotted.
+# A second start reuses the results of the first; `rm -r experiment/demo* dataset/Photos` removes them.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 cd "$ROOT/src"

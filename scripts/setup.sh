@@ -1,8 +1,9 @@
-# Sourced by the other scripts: leaves $PYTHON, a Python 3.10+ with everything that the named requirement files pin.
+# Sourced by the other scripts. Sets $ROOT, the project's folder, and $PYTHON, a Python 3.10 or newer with the packages
+# of the requirement files that are named:
 #
 #     source scripts/setup.sh requirements.txt [requirements-dev.txt]
 #
-# Uses the virtual environment that is active, else makes .venv in the project. Installs only when a file has changed.
+# Uses the active virtual environment, or else creates .venv in the project. Installs only if a file has changed.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -23,24 +24,24 @@ else
                 break
             fi
         done
-        [ -n "$base" ] || fail "no Python 3.10 or newer was found: install one, or activate a virtual environment that has it"
-        echo "== making a virtual environment in $environment ($("$base" --version))"
+        [ -n "$base" ] || fail "found no Python 3.10 or newer: install one, or activate a virtual environment that has one"
+        echo "== creating a virtual environment in $environment ($("$base" --version))"
         "$base" -m venv "$environment" || {
             rm -rf "$environment"
-            fail "$base cannot make virtual environments: install its venv module (Debian, Ubuntu: apt install python3-venv)"
+            fail "$base cannot create virtual environments: install its venv module (Debian, Ubuntu: apt install python3-venv)"
         }
     fi
 fi
 PYTHON="$environment/bin/python"
-"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "$PYTHON is older than Python 3.10"
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "$PYTHON is $("$PYTHON" --version), expected 3.10 or newer: activate another virtual environment"
 
 for name in "$@"; do
-    # The copy says what was installed; it is written only when that went well.
+    # The copy records what was installed. It is written only after pip succeeded.
     installed="$environment/installed-by-krgn-$name"
     if ! cmp -s "$ROOT/$name" "$installed"; then
-        echo "== installing what $name names into $environment (torch is large: this can take minutes)"
+        echo "== installing $name into $environment (torch is large: this can take minutes)"
         "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$ROOT/$name" \
-            || fail "pip could not install $name: its reason stands above"
+            || fail "pip could not install $name, for the reason above"
         cp "$ROOT/$name" "$installed"
     fi
 done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up what is needed and runs the linter and every test. Further arguments go to pytest.
+# Installs the requirements, then runs the linter and all tests. Further arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt requirements-dev.txt
 cd "$ROOT"
@@ -7,5 +7,5 @@ echo "== ruff"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 echo "== pytest"
-# Files are divided over processes, each with one thread: threads of several processes would wait for one another.
+# Test files are distributed over processes with one thread each; more threads than cores would slow one another down.
 OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"

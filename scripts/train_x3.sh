@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains KRGN x3 on DIV2K in dataset/ and validates on Set5. Further flags are passed on: bash scripts/train_x3.sh --cpu
+# Trains KRGN x3 on DIV2K in dataset/ and validates on Set5: bash scripts/train_x3.sh [flags of main.py]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 "$PYTHON" -u "$ROOT/src/main.py" --model KRGN --scale 3 --n_feats 64 --n_resgroups 9 --act lrelu --dilation 3 \

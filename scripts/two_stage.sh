@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# RefConv's recipe: train plain kernels, then recalibrate them over the frozen basis. Further flags go to both stages.
-# Stopped at any moment, it goes on when it is started again.
+# RefConv's recipe for KRGN x4: train plain kernels, then recalibrate them over the frozen basis. Flags of main.py go to
+# both stages. It may be stopped at any moment, and resumes when it is started again.
 set -euo pipefail
 case " $* " in *" --dir_experiment"[\ =]* | *" --save"[\ =]* | *" --load"[\ =]* | *" --reset "*)
-    echo "error: both runs have their places in experiment/: drop --dir_experiment, --save, --load and --reset" >&2
+    echo "error: both runs have fixed folders in experiment/: drop --dir_experiment, --save, --load and --reset" >&2
     exit 2 ;;
 esac
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# RefConv's recipe on any network, a few minutes on two cores: a small EDSR x2 is trained plain on photographs that
-# scikit-image ships, its kernels are recalibrated, and the result is folded back into a plain EDSR of the same size.
-# A second start reuses what is there; `rm -r experiment/two_stage* dataset/Photos` starts anew.
+# RefConv's recipe on another network, in a few minutes on two cores: a small EDSR x2 is trained with plain kernels on
+# photographs that scikit-image ships, its kernels are recalibrated, and the result is folded to a plain EDSR of the
+# same size. A second start reuses the results of the first; `rm -r experiment/two_stage* dataset/Photos` removes them.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 cd "$ROOT/src"
@@ -20,7 +20,7 @@ else
         --test_every 300 --epochs 4 --lr 1e-3 --decay 2-3 --save two_stage_plain --reset
 fi
 
-step "second stage: its kernels recalibrated, over the frozen basis"
+step "second stage: its kernels recalibrated over the frozen basis"
 if [ -f "$ROOT/experiment/two_stage/state.pt" ]; then
     "$PYTHON" -u main.py --load two_stage --epochs 4
 else

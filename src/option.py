@@ -17,7 +17,6 @@ from runtime.flags import (
     Parser,
     degradation,
     image_ranges,
-    loss_terms,
     number,
     one_of,
     path_flag,
@@ -261,6 +260,19 @@ def parse_args(argv: list[str] | None = None) -> Options:
     except OptionError as error:
         parser.error(str(error))
     return options
+
+
+def loss_terms(text: str) -> tuple[tuple[float, str], ...]:
+    terms = []
+    for term in text.split("+"):
+        weight, star, name = term.rpartition("*")
+        name = name.replace("-", "_")  # WGAN-GP, as its paper writes it
+        if name not in LOSSES:
+            raise argparse.ArgumentTypeError(f"got {name!r}, expected one of {', '.join(LOSSES)}, as in 1*L1+0.1*MSE")
+        terms.append((number(above=0)(weight) if star else 1.0, name))
+    if len({name for _, name in terms}) < len(terms):
+        raise argparse.ArgumentTypeError(f"got {text!r}, which names a loss twice: add up its weights")
+    return tuple(terms)
 
 
 def build_parser() -> argparse.ArgumentParser:

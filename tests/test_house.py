@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,73 +20,100 @@ import report
 from option import build_parser
 from studies import ablation, degrade, demo, verify_resume
 
-# From the bottom up: a module may import those of the lines above its own, and its own package.
-PACKAGES = {"train", "evaluation", "deploy", "reporting", "runtime", "studies"}  # whose modules are of different levels
-LEVELS = [
-    PACKAGES,  # their __init__.py
-    {"model", "loss.names", "runtime.provenance", "evaluation.metrics", "reporting.figures", "train.tensorboard"},
-    {"runtime.errors"},
-    {"runtime.flags"},
-    {"option", "runtime.distributed", "runtime.files", "train.optim"},
-    {"runtime.hardware", "runtime.log", "runtime.tensor_files", "train.statecheck", "train.requests", "loss"},
-    {"deploy.fold", "reporting.tables", "train.step"},
-    {"train.state"},
-    {"train.monitor"},
-    {"data", "runtime.experiment"},
-    {"evaluation.evaluate", "deploy.formats"},
-    {"train.files"},
-    {"train.trainer"},
-    {"train.build"},
-    {"main", "export", "kl", "prepare", "compare", "report", "bench"}
-    | {"studies.ablation", "studies.degrade", "studies.demo", "studies.verify_resume"},
-]
-LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+# Which packages a package may import besides itself; docs/architecture.md has the same table. Commands, which are the
+# modules right in src/, may import anything but one another.
+MAY_IMPORT = {
+    "model": set(),  # it is installed under another name, alone
+    "runtime": {"model"},
+    "loss": {"model", "runtime"},
+    "option": {"model", "loss", "runtime"},
+    "data": {"model", "runtime"},
+    "evaluation": {"data", "model", "runtime"},
+    "reporting": {"data", "evaluation", "model", "runtime"},
+    "deploy": {"data", "evaluation", "model", "reporting", "runtime"},
+    "train": {"data", "deploy", "evaluation", "loss", "model", "reporting", "runtime"},
+    "speed": {"data", "evaluation", "model", "reporting", "runtime", "train"},
+    "studies": {"data", "deploy", "evaluation", "model", "option", "reporting", "runtime", "train"},
+}
+STANDS_ALONE = {"evaluation", "evaluation.metrics"}  # the protocol, which imports none of ours and is for all
 FILES = sorted(SRC.rglob("*.py"))
-
-
-def room_of(path: Path) -> str:
-    return room(".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"))
-
-
-def room(module: str) -> str:
-    """A package stands for its modules, but for those of `PACKAGES`."""
-    parts = module.split(".")
-    return ".".join(parts[: 2 if parts[0] in PACKAGES else 1])
+MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+COMMANDS = {module for module in MODULES if "." not in module} - MAY_IMPORT.keys()
 
 
 def imports(path: Path) -> set[str]:
-    """The rooms that a file imports; relative imports stay in their own."""
+    """The modules of src/ that a file imports, wherever in it."""
+    package = list(path.relative_to(SRC).parent.parts)
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {room(alias.name) for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            found |= {room(node.module), *(room(f"{node.module}.{alias.name}") for alias in node.names)}
-    return found & LEVEL.keys()
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            name = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {name, *(f"{name}.{alias.name}" for alias in node.names)}
+    return found & MODULES.keys()
 
 
-def test_every_room_has_its_level():
-    assert {room_of(path) for path in FILES} == LEVEL.keys()
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    own = module.split(".")[0]
+    for other in imports(MODULES[module]):
+        package = other.split(".")[0]
+        if package != own:
+            assert package not in COMMANDS, f"{module} imports the command {other}"
+            allowed = module in COMMANDS or package in MAY_IMPORT[own] or other in STANDS_ALONE
+            assert allowed, f"{module} imports {other}"
+    if module in STANDS_ALONE:
+        assert not imports(MODULES[module])
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
-def test_imports_point_down(path):
-    own = room_of(path)
-    for other in imports(path) - {own}:
-        assert LEVEL[other] < LEVEL[own], f"{path.name} imports {other}"
-    if own in ("model", "evaluation.metrics"):  # "model" neither: it is installed under another name
-        assert not imports(path)
-    if own == "option":
-        assert not imports(path) - {"option", "runtime", "runtime.errors"}
+def test_no_module_imports_itself_by_way_of_others():
+    graph = {module: imports(path) - {module} for module, path in MODULES.items()}
+    for package in ("model", "model.cffb", "data"):  # whose modules their own __init__.py gathers
+        for module in graph:
+            graph[module] -= {package} if module.startswith(package + ".") else set()
+    tuple(TopologicalSorter(graph).static_order())  # CycleError names the modules
 
 
 def test_importing_has_no_side_effects(tmp_path):
-    """Every room is imported in a folder of its own, with arguments that would be a mistake: nothing happens."""
-    rooms = [".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
-    code = f"import sys; sys.path.insert(0, {str(SRC)!r}); sys.argv = ['x', '--wrong']; import {', '.join(rooms)}"
+    """Every module is imported in a folder of its own, with arguments that would be a mistake: nothing happens."""
+    code = f"import sys; sys.path.insert(0, {str(SRC)!r}); sys.argv = ['x', '--wrong']; import {', '.join(MODULES)}"
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_that_run_networks_request_the_fused_operators():
+    """What imports networks and is a command; in a library's first forward pass nothing is built."""
+    programs = {module: path for module, path in MODULES.items() if module in COMMANDS or module.startswith("studies.")}
+    running = [path for path in programs.values() if any(name.split(".")[0] == "model" for name in imports(path))]
+    assert {path.stem for path in running} >= {"main", "export", "kl", "compare", "ablation", "demo"}
+    for path in [*running, SRC / "speed/worker.py"]:  # bench.py runs them in workers
+        if path.stem == "bench":
+            continue
+        assert "    cffb.build_when_needed()\n" in path.read_text(), path.name
+
+
+# Private names of other packages than torch: argparse, tarfile.
+OTHERS_PRIVATE = {"_actions", "_StoreTrueAction", "_print_message", "_proc_member"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_private_interfaces_of_torch_stand_in_compat(path):
+    found, own = set(), {"self", "cls"}
+    tree = ast.parse(path.read_text())
+    own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.match(r"_[^_]", node.attr):
+            if not (isinstance(node.value, ast.Name) and node.value.id in own):
+                found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and re.match(r"torch\..*\b_", node.module or ""):
+            found.add(node.module)
+    if path == SRC / "model/compat.py":
+        assert len(found) > 10
+    else:
+        assert not found - OTHERS_PRIVATE
 
 
 def test_flags_are_answered_before_anything_heavy_is_imported():
@@ -95,7 +123,8 @@ def test_flags_are_answered_before_anything_heavy_is_imported():
 
 # --- README ---
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "experiment/README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 TEXT = "\n".join(path.read_text() for path in PAGES)
 
 
@@ -156,15 +185,45 @@ def test_tilde_is_expanded_in_every_program(monkeypatch):
     assert (args.dir_experiment, args.dir_data, args.pre_train) == ("/somewhere/x", "/somewhere/y", "/somewhere/z.pt")
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings have on GitHub."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_what_the_pages_name_exists():
     links = 0
     for page in PAGES:
-        for name in re.findall(r"\[[^\]]*\]\((?!https?:|#)([^)#]+)", page.read_text()):
-            assert (page.parent / name).exists(), (page.name, name)
+        for name, anchor in re.findall(r"\[[^\]]*\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+            target = page.parent / name if name else page
+            assert target.exists(), (page.name, name)
+            assert not anchor or anchor in anchors(target), (page.name, name, anchor)
             links += 1
     assert links > 10
     for name in re.findall(r"(?:scripts/\w+\.sh|tests/\w+/\w+\.py)", TEXT) + re.findall(r"`(src/[\w/]+\.py)`", TEXT):
         assert (ROOT / name).is_file(), name
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 12 * 1024
+
+
+def test_shell_commands_are_in_bash_blocks():
+    """`commands` reads these alone."""
+    for page in PAGES:
+        fences = re.findall(r"^```(\w*)$", page.read_text(), flags=re.M)
+        assert len(fences) % 2 == 0, page.name
+        assert set(fences[::2]) <= {"bash", "python", "text", "bibtex"}, (page.name, fences[::2])
+        for block in re.findall(r"^```text\n(.*?)```", page.read_text(), flags=re.S | re.M):
+            assert not re.search(r"^ *(python|bash|pip|cd) ", block, flags=re.M), (page.name, block)
+
+
+def test_the_architecture_page_shows_every_folder():
+    tree = (ROOT / "docs/architecture.md").read_text().split("## The layout")[1].split("## What may import what")[0]
+    folders = {path.name for path in SRC.rglob("*") if path.is_dir() and list(path.glob("*.py"))}
+    assert folders <= set(re.findall(r"(\w+)/", tree)), folders
+    for name in re.findall(r"^  (?:\w+\.py ?)+", tree, flags=re.M):
+        assert all((SRC / word).is_file() for word in name.split()), name
 
 
 def test_scripts_are_valid_bash():

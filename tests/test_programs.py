@@ -12,6 +12,7 @@ from PIL import Image
 
 import kl
 from data.image import list_images, read_image
+from evaluation.kernels import FIELD, effective_rank, kl_matrix, mean_divergence
 from model.checkpoint import pack
 from model.krgn import KRGN
 from reporting import figures
@@ -37,13 +38,13 @@ def test_divergence_against_a_double_loop():
     for i, j in itertools.combinations(range(7), 2):
         p, q = (kernels[k].flatten().double().softmax(0).tolist() for k in (i, j))
         expected[i, j] = expected[j, i] = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    matrix = kl.kl_matrix(kernels).numpy()
+    matrix = kl_matrix(kernels).numpy()
     assert np.allclose(matrix, expected, atol=1e-12)
-    assert kl.mean_divergence(matrix) == pytest.approx(expected.sum() / 42)
+    assert mean_divergence(matrix) == pytest.approx(expected.sum() / 42)
 
 
 def test_equal_kernels_do_not_diverge():
-    matrix = kl.kl_matrix(torch.ones(5, 1, 3, 3) * torch.randn(3, 3))
+    matrix = kl_matrix(torch.ones(5, 1, 3, 3) * torch.randn(3, 3))
     assert matrix.abs().max() < 1e-12
 
 
@@ -55,28 +56,28 @@ def test_kl_of_the_training_form(trained, tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
     state = load_tensors(trained)["model"]
     basis = np.load(out / "kl_block2_layer2_W_b.npy")
-    assert np.allclose(basis, kl.kl_matrix(state["body.1.blocks.0.conv_acts.1.0.weight"]).numpy())
+    assert np.allclose(basis, kl_matrix(state["body.1.blocks.0.conv_acts.1.0.weight"]).numpy())
     said = capsys.readouterr().out
     recalibrated = np.load(out / "kl_block2_layer2_W_t.npy")
-    assert f"block 2: mean divergence W_b {kl.mean_divergence(basis):.4f} -> W_t" in said
+    assert f"block 2: mean divergence W_b {mean_divergence(basis):.4f} -> W_t" in said
     assert not np.allclose(basis, recalibrated)
 
     with open(out / "layers.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 36
-    assert float(rows[19]["divergence W_b"]) == pytest.approx(kl.mean_divergence(basis))  # block 2, layer 2
-    assert float(rows[19]["divergence W_t"]) == pytest.approx(kl.mean_divergence(recalibrated))
+    assert float(rows[19]["divergence W_b"]) == pytest.approx(mean_divergence(basis))  # block 2, layer 2
+    assert float(rows[19]["divergence W_t"]) == pytest.approx(mean_divergence(recalibrated))
     field = np.load(out / "receptive_field.npy")
-    assert field.shape == (kl.FIELD, kl.FIELD)
+    assert field.shape == (FIELD, FIELD)
     assert field.sum() == pytest.approx(1)
-    assert field[kl.FIELD // 2, kl.FIELD // 2] > 10 * field[0, 0]
+    assert field[FIELD // 2, FIELD // 2] > 10 * field[0, 0]
 
 
 def test_effective_rank():
     """1 for multiples of one kernel, n for orthogonal ones of one length."""
-    assert kl.effective_rank(torch.outer(torch.arange(1.0, 6), torch.randn(9)).view(5, 1, 3, 3)) == pytest.approx(1)
-    assert kl.effective_rank(torch.eye(9)[:4].view(4, 1, 3, 3) * 7) == pytest.approx(4)
-    assert 1 < kl.effective_rank(torch.randn(6, 1, 3, 3)) < 6
+    assert effective_rank(torch.outer(torch.arange(1.0, 6), torch.randn(9)).view(5, 1, 3, 3)) == pytest.approx(1)
+    assert effective_rank(torch.eye(9)[:4].view(4, 1, 3, 3) * 7) == pytest.approx(4)
+    assert 1 < effective_rank(torch.randn(6, 1, 3, 3)) < 6
 
 
 def test_growth_over_several_checkpoints(tmp_path):

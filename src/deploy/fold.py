@@ -1,9 +1,8 @@
 """The folded file of a checkpoint: plain kernels as safetensors, compared with the training form before it is written.
 
-    write(source, target)    re-reads the checkpoint, folds it, rebuilds the network out of the new file's bytes alone
-
-The network that a reader of the file gets is compared with the one that was trained, on seeded random images: a
-transform or a dilation that was forgotten on the way is seen before anybody deploys the file.
+`write_folded` reads the checkpoint from its file, folds it, rebuilds a network from the new file's bytes alone, and
+compares the two on seeded random images. A transform or a dilation that is lost on the way is found before anybody
+deploys the file.
 """
 
 import hashlib
@@ -21,20 +20,20 @@ from runtime.files import digest, write_bytes
 from runtime.provenance import git_commit
 from runtime.tensor_files import load_tensors, parse_safetensors
 
-TOLERANCE = 1e-3  # of the 0-255 range: what a fold may change by rounding, far below half a gray level
+TOLERANCE = 1e-3  # largest rounding difference that a fold may cause, of the 0-255 range; a gray level is 1
 
 
 def write_folded(source: Path, *targets: Path, **unseen) -> float:
-    """Folds the checkpoint file `source` and writes it as safetensors to every one of `targets`.
+    """Folds the checkpoint file `source` and writes it as safetensors to each of `targets`.
 
     Args:
-        unseen: hyper-parameters that a bare state dict does not say, as `model.checkpoint.rebuild` takes them.
+        unseen: hyper-parameters that a bare state dict does not show, as `model.checkpoint.rebuild` takes them.
 
     Returns:
-        The largest difference from the training form that was found, of the 0-255 range.
+        The largest difference between the folded network and the training form, of the 0-255 range.
 
     Raises:
-        UserError: if they differ by more than `TOLERANCE`, with the first layer that does; nothing is written then.
+        UserError: if the difference is above `TOLERANCE`, naming the first layer that differs; nothing is written.
     """
     checkpoint = unpack(load_tensors(source), str(source))
     with torch.random.fork_rng(devices=[]):
@@ -46,7 +45,7 @@ def write_folded(source: Path, *targets: Path, **unseen) -> float:
     if not deviation < TOLERANCE:
         raise UserError(
             f"{source}: the folded network differs by {deviation:.1e} of 255, allowed is {TOLERANCE:.0e}, first in "
-            f"{first_difference(trained, deployed)}: not written; the weights are damaged or far out of range"
+            f"{first_difference(trained, deployed)}: it is not written; the weights may be damaged or out of range"
         )
     for target in targets:
         write_bytes(target, content)
@@ -54,10 +53,16 @@ def write_folded(source: Path, *targets: Path, **unseen) -> float:
 
 
 def folded_bytes(checkpoint: Checkpoint, trained: nn.Module, sha256: str) -> bytes:
-    """The content of the safetensors file: the folded state dict, and in the metadata all it takes to rebuild it."""
-    # Plain kernels had nothing to fold.
+    """The content of the safetensors file: the folded state dict, with metadata that suffice to rebuild the network.
+
+    Args:
+        checkpoint: what was read.
+        trained: its network, in training form or with plain kernels.
+        sha256: of the checkpoint file.
+    """
     was_folded = checkpoint.recalibrated or checkpoint.facts.get("folded", False)
     kept = {name: checkpoint.facts[name] for name in ("epoch", "psnr", "weights") if name in checkpoint.facts}
+    # A network with plain kernels is written as it is, and its file does not claim to be folded.
     packed = pack(fold(trained), model_of(checkpoint), folded=was_folded, **kept)
     metadata = {
         "format": FORMAT,
@@ -72,7 +77,7 @@ def folded_bytes(checkpoint: Checkpoint, trained: nn.Module, sha256: str) -> byt
 
 
 def describe_input(network: nn.Module) -> str:
-    """Layout and value range, for people who deploy the file."""
+    """Layout and value range of a network's input and output, in words, for people who deploy the file."""
     shape = network.hyperparameters
     channels = "RGB" if shape["n_colors"] == 3 else "luma Y of BT.601 (16..235)"
     return (
@@ -84,7 +89,7 @@ def describe_input(network: nn.Module) -> str:
 
 
 def comparison_images(n_colors: int, rgb_range: float) -> list[torch.Tensor]:
-    """Images to compare networks on, (1, n_colors, H, W) in 0..`rgb_range`, seeded: two of noise, a smooth one."""
+    """Images to compare networks on, (1, n_colors, H, W) in 0..`rgb_range`: two of noise and a smooth one, seeded."""
     noise = torch.Generator().manual_seed(0)
     images = [torch.rand(1, n_colors, *size, generator=noise) for size in ((48, 48), (33, 57), (6, 7))]
     images[2] = nn.functional.interpolate(images[2], scale_factor=8, mode="bicubic").clamp(0, 1)
@@ -93,7 +98,10 @@ def comparison_images(n_colors: int, rgb_range: float) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def largest_deviation(one: nn.Module, other: nn.Module) -> float:
-    """The largest difference of two networks' outputs on `inputs`, of the 0-255 range; infinite if one is NaN."""
+    """The largest difference between two networks' outputs on `comparison_images`, of the 0-255 range.
+
+    It is infinite if the shapes differ or an output is not finite.
+    """
     shape = one.hyperparameters
     worst = 0.0
     for image in comparison_images(shape["n_colors"], shape["rgb_range"]):
@@ -106,7 +114,7 @@ def largest_deviation(one: nn.Module, other: nn.Module) -> float:
 
 @torch.no_grad()
 def first_difference(one: nn.Module, other: nn.Module) -> str:
-    """The first layer, in the order of execution, whose outputs differ, and by how much of its largest value."""
+    """The first layer, in order of execution, whose outputs differ, and by how much of its largest value, as text."""
     image = comparison_images(one.hyperparameters["n_colors"], one.hyperparameters["rgb_range"])[-1]
     outputs = [_outputs(network, image) for network in (one, other)]
     for name, a in outputs[0].items():
@@ -116,11 +124,11 @@ def first_difference(one: nn.Module, other: nn.Module) -> str:
         off = ((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item()
         if not off < 1e-4:
             return f"{name} ({off:.1e} of its largest value)"
-    return "no layer by itself: rounding adds up"
+    return "no single layer: rounding errors add up"
 
 
 def _outputs(network: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What every layer without layers inside gives for an image, in the order of execution."""
+    """The output of every layer that contains no other layers, by its name, in order of execution."""
     found: dict[str, torch.Tensor] = {}
     handles = [
         module.register_forward_hook(lambda _, __, out, name=name: found.setdefault(name, out.detach().clone()))

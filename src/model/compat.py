@@ -1,7 +1,7 @@
 """torch's private interfaces that the project stands on, each behind one named function.
 
-Each docstring says which private name it uses, why, and what to do when that name changes. All of them were checked
-with torch 2.11 and 2.13. This module imports torch alone.
+Each docstring says which private name it uses, why, and what to do when that name changes. Checked with torch 2.11 and
+2.13; `tests/model/test_compat.py` checks them again with the torch that is installed. This module imports torch alone.
 """
 
 import io

@@ -9,7 +9,6 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-from loss.names import LOSSES
 from runtime.errors import printable
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -134,16 +133,3 @@ def rising_epochs(text: str) -> tuple[int, ...]:
     if not epochs or epochs[0] < 1 or any(a >= b for a, b in pairwise(epochs)):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected rising epochs joined by -, as in 200-400-600")
     return epochs
-
-
-def loss_terms(text: str) -> tuple[tuple[float, str], ...]:
-    terms = []
-    for term in text.split("+"):
-        weight, star, name = term.rpartition("*")
-        name = name.replace("-", "_")  # WGAN-GP, as its paper writes it
-        if name not in LOSSES:
-            raise argparse.ArgumentTypeError(f"got {name!r}, expected one of {', '.join(LOSSES)}, as in 1*L1+0.1*MSE")
-        terms.append((number(above=0)(weight) if star else 1.0, name))
-    if len({name for _, name in terms}) < len(terms):
-        raise argparse.ArgumentTypeError(f"got {text!r}, which names a loss twice: add up its weights")
-    return tuple(terms)

@@ -1,1 +1,1 @@
-"""Experiments on the framework itself: run from src/ as `python -m studies.ablation` and so on."""
+"""Experiments with the framework, run from src/: `python -m studies.ablation`, `degrade`, `demo`, `verify_resume`."""

@@ -1,8 +1,8 @@
-"""A figure of what --degradation makes of a photograph.
+"""A figure of an image degraded in each way of --degradation.
 
     python -m studies.degrade --image ../photo.png --scale 2 --out ../experiment/degradations.png
 
-A row for each of three seeds, a column for each degradation: the middle of the image, LR pixels enlarged as they are.
+It has a row for each of three seeds and a column for each degradation: the middle crop, LR pixels enlarged as squares.
 """
 
 from pathlib import Path
@@ -45,27 +45,39 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Draws the figure; `errors.run` says how failures end."""
+    """Draws the figure; `errors.run` defines how failures end."""
     args = build_parser().parse_args(argv)
     if not args.out.lower().endswith(".png"):
         raise UserError(f"--out {args.out}: expected a PNG file: give a name that ends in .png")
     hr = read_image(Path(args.image))
     if min(hr.shape[:2]) < args.scale:
-        raise UserError(f"{args.image}: {hr.shape[1]}x{hr.shape[0]} pixels are too few for x{args.scale}")
-    write_bytes(Path(args.out), figures.crops([row(hr, args, seed) for seed in SEEDS]))
+        raise UserError(
+            f"{args.image}: has {hr.shape[1]}x{hr.shape[0]} pixels, expected at least {args.scale}x{args.scale}: "
+            "give a larger image"
+        )
+    rows = [row(hr, scale=args.scale, degradations=args.degradations, size=args.size, seed=seed) for seed in SEEDS]
+    write_bytes(Path(args.out), figures.crops(rows))
     print(args.out)
 
 
-def row(hr: np.ndarray, args, seed: int) -> tuple[str, list[tuple[str, np.ndarray]]]:
-    """The crops of one seed, with their labels."""
-    lr = downscale(hr, args.scale)
-    hr = hr[: args.scale * lr.shape[0], : args.scale * lr.shape[1]]
+def row(
+    hr: np.ndarray, *, scale: int, degradations: list[str], size: int, seed: int
+) -> tuple[str, list[tuple[str, np.ndarray]]]:
+    """A row as `figures.crops` takes it.
+
+    Args:
+        hr: uint8 (H, W, C).
+        degradations: as --degradation takes them.
+        size: side of the crop in HR pixels.
+    """
+    lr = downscale(hr, scale)
+    hr = hr[: scale * lr.shape[0], : scale * lr.shape[1]]
     images = {"HR": hr}
-    for text in args.degradations:
-        made = Degradation.parse(text).whole(lr, hr, args.scale, np.random.default_rng(seed))
-        images[text] = np.kron(made, np.ones((args.scale, args.scale, 1), np.uint8))
-    top, left = (max(0, (side - args.size) // 2) // args.scale * args.scale for side in hr.shape[:2])
-    window = slice(top, top + args.size), slice(left, left + args.size)
+    for text in degradations:
+        degraded = Degradation.parse(text).whole(lr, hr, scale, np.random.default_rng(seed))
+        images[text] = np.kron(degraded, np.ones((scale, scale, 1), np.uint8))
+    top, left = (max(0, (side - size) // 2) // scale * scale for side in hr.shape[:2])
+    window = slice(top, top + size), slice(left, left + size)
     crops = [
         (label, np.broadcast_to(pixels[window], (*pixels[window].shape[:2], 3))) for label, pixels in images.items()
     ]

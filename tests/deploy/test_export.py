@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,14 +17,20 @@ from pytorchcv.models.mobilenetv2 import mobilenetv2_wd4
 from torch import nn
 
 import export
+from deploy import folder as export_folder
 from deploy import formats
+from deploy.context import ExportContext
 from deploy.fold import TOLERANCE, write_folded
+from deploy.measure import Latency
+from deploy.program import write_program
+from deploy.rewrite import for_deployment, mean_shift_notes, without_prelu
 from model import build_model
 from model.checkpoint import pack, rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import RecConv, fold, is_recalibrated, recalibrate
 from option import parse_args
 from runtime.errors import UserError
+from runtime.files import digest
 from runtime.tensor_files import load_tensors, save_tensors
 
 SHAPE = {"scale": 3, "n_feats": 12, "n_resgroups": 1, "groups": 4, "dilation": 2}
@@ -58,7 +65,7 @@ def test_the_folded_file_says_all_it_takes(trained, tmp_path):
 
     with safe_open(target, "pt") as file:
         metadata = file.metadata()
-    assert metadata["source_sha256"] == export.digest(trained)
+    assert metadata["source_sha256"] == digest(trained)
     assert "RGB, 0..255" in metadata["input"]
     assert re.fullmatch(r"[0-9a-f]{40}\+?|unknown", metadata["git_commit"])
 
@@ -148,7 +155,7 @@ def exported(tmp_path_factory):
     network = randomise(KRGN(**SHAPE), 0.1)
     save_tensors(folder / "trained.pt", pack(network, "KRGN"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "too_slow", lambda *_: "")  # how fast int8 is depends on the processor
+        patch.setattr(export_folder, "too_slow", lambda *_: "")  # how fast int8 is depends on the processor
         export.main(["--pre_train", str(folder / "trained.pt"), "--out", str(folder / "out"), "--formats", "all"])
     return folder
 
@@ -225,7 +232,7 @@ def test_a_network_of_another_package(form, tmp_path):
     assert all(module.transform.abs().max() > 0 for module in network.modules() if isinstance(module, RecConv))
     suffix = formats.FORMATS[form].suffixes[0]
     formats.FORMATS[form].write(
-        fold(network), tmp_path / f"body{suffix}", formats.Use(torch.rand(1, 3, 64, 48), least=16)
+        fold(network), tmp_path / f"body{suffix}", ExportContext(torch.rand(1, 3, 64, 48), min_side=16)
     )
     run = formats.FORMATS[form].read(tmp_path / f"body{suffix}", {})
     for size in ((64, 48), (96, 64)):
@@ -280,8 +287,8 @@ def test_check(exported, tmp_path, capsys):
     assert "all 3 files are as they were exported" in capsys.readouterr().out
     (out / "KRGN_x3.pt").write_bytes((out / "KRGN_x3.pt").read_bytes() + b" ")
     # Another network's weights under this name, and a report that vouches for them.
-    formats.write_program(fold(KRGN(**SHAPE)), out / "KRGN_x3.pt2", formats.Use(torch.rand(1, 3, 20, 24)))
-    report["files"]["KRGN_x3.pt2"]["files"]["KRGN_x3.pt2"]["sha256"] = export.digest(out / "KRGN_x3.pt2")
+    write_program(fold(KRGN(**SHAPE)), out / "KRGN_x3.pt2", ExportContext(torch.rand(1, 3, 20, 24)))
+    report["files"]["KRGN_x3.pt2"]["files"]["KRGN_x3.pt2"]["sha256"] = digest(out / "KRGN_x3.pt2")
     (out / "export.json").write_text(json.dumps(report))
     with pytest.raises(UserError, match=r"KRGN_x3.pt is changed; KRGN_x3.pt2 differs by"):
         export.main(["--check", str(out)])
@@ -293,27 +300,25 @@ def test_check(exported, tmp_path, capsys):
 
 
 def test_a_form_that_misses_its_tolerance_is_not_written(trained, tmp_path, monkeypatch):
-    def write(network, path, images):
+    def write(network, path, context):
         network = copy.deepcopy(network)
         with torch.no_grad():
             network.upsampler[0].bias += 1
-        formats.write_pt(network, path, images)
+        formats.write_pt(network, path, context)
 
-    wrong = formats.Format((".pt",), write, formats.read_pt, 1e-3, 0.001)
-    monkeypatch.setitem(formats.FORMATS, "pt", wrong)
+    monkeypatch.setitem(formats.FORMATS, "pt", replace(formats.FORMATS["pt"], write=write))
     with pytest.raises(UserError, match=r"KRGN_x3.pt differs by 1.0e\+00 of 255"):
         export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["KRGN_x3.safetensors", "export.json"]
 
 
 def test_a_form_for_speed_that_is_slower_is_not_written(trained, tmp_path, monkeypatch):
-    slow = formats.Format((".pt",), formats.write_pt, formats.read_pt, None, 1, for_speed=True)
-    monkeypatch.setitem(formats.FORMATS, "pt", slow)
-    monkeypatch.setattr(export, "latency", lambda *_: {"milliseconds": 9.0, "milliseconds_torch": 4.0})
+    monkeypatch.setitem(formats.FORMATS, "pt", replace(formats.FORMATS["pt"], tolerance=None, for_speed=True))
+    monkeypatch.setattr(export_folder, "latency", lambda *_: Latency(9.0, 4.0))
     with pytest.raises(UserError, match=r"KRGN_x3.pt takes 9 ms for 96x96 LR pixels where torch's float32 takes 4"):
         export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out/KRGN_x3.pt").exists()
-    monkeypatch.setattr(export, "latency", lambda *_: {"milliseconds": 3.0, "milliseconds_torch": 4.0})
+    monkeypatch.setattr(export_folder, "latency", lambda *_: Latency(3.0, 4.0))
     export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
     report = json.loads((tmp_path / "out/export.json").read_text())
     assert report["files"]["KRGN_x3.pt"]["milliseconds"] == 3.0
@@ -322,12 +327,12 @@ def test_a_form_for_speed_that_is_slower_is_not_written(trained, tmp_path, monke
 def test_mean_shifts_and_moments_of_the_deployed_copy(trained):
     network = rebuild(unpack(load_tensors(trained), str(trained)))
     network = fold(network)
-    deployed, said = formats.for_deployment(network)
+    deployed = for_deployment(network)
     image = torch.rand(1, 3, 15, 22) * 255
     with torch.no_grad():
         assert torch.allclose(network(image), deployed(image), atol=1e-3)
     assert not any(isinstance(module, RecConv) for module in deployed.modules())
-    assert "exact" in said[0]
+    assert "exact" in mean_shift_notes(network)[0]
 
 
 def test_krgn_without_prelu_is_the_same_function_and_large_slopes_stay():
@@ -337,7 +342,7 @@ def test_krgn_without_prelu_is_the_same_function_and_large_slopes_stay():
         if isinstance(module, nn.PReLU):
             nn.init.uniform_(module.weight, -0.5, 1.0)
     network.body[0].blocks[1].conv_acts[3][1].weight.data[2] = 1.5
-    replaced = formats.without_prelu(copy.deepcopy(network))
+    replaced = without_prelu(copy.deepcopy(network))
     kinds = [type(group).__name__ for group in replaced.body[0].blocks]
     assert kinds == ["ReluRCG", "RCG", "ReluRCG"]
     image = torch.rand(1, 3, 12, 9).double() * 255
@@ -364,7 +369,7 @@ def test_an_interrupted_export_may_be_started_again(trained, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(export, "write_format", interrupted)
+        patch.setattr(export_folder, "write_format", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export.main(to)
     assert (out / "KRGN_x3.safetensors").exists()

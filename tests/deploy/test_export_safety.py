@@ -14,11 +14,14 @@ import torch
 from helpers import randomise
 
 import export
-from deploy import formats
+from deploy import isolated
+from deploy.context import ExportContext
+from deploy.program import read_program, write_program
 from model.checkpoint import pack
 from model.krgn import KRGN
 from model.recalibration import fold
 from runtime.errors import UserError, printable
+from runtime.files import digest
 from runtime.tensor_files import save_tensors
 
 SHAPE = {"scale": 2, "n_feats": 8, "n_resgroups": 1, "groups": 4}
@@ -28,7 +31,7 @@ SHAPE = {"scale": 2, "n_feats": 8, "n_resgroups": 1, "groups": 4}
 def made(tmp_path_factory) -> Path:
     """A program of a small network, made once."""
     path = tmp_path_factory.mktemp("program") / "KRGN.pt2"
-    formats.write_program(fold(randomise(KRGN(**SHAPE))).eval(), path, formats.Use(torch.rand(1, 3, 20, 24), "words"))
+    write_program(fold(randomise(KRGN(**SHAPE))).eval(), path, ExportContext(torch.rand(1, 3, 20, 24), "words"))
     return path
 
 
@@ -122,8 +125,8 @@ def attacks(trace: Path) -> dict[str, dict]:
 @pytest.mark.parametrize("attack", attacks(Path("x")))
 def test_nothing_in_a_program_runs(made, tmp_path, attack):
     path = changed(made, tmp_path / "x.pt2", attacks(tmp_path / "it_ran")[attack])
-    with pytest.raises(UserError, match=r"x\.pt2: is no program that export\.py writes") as raised:
-        formats.read_program(path, {})
+    with pytest.raises(UserError, match=r"x\.pt2: is not a program that export\.py writes") as raised:
+        read_program(path, {})
     assert not (tmp_path / "it_ran").exists()
     assert str(raised.value) == printable(str(raised.value))
 
@@ -136,13 +139,13 @@ def test_the_same_program_unchanged_is_read(made, tmp_path):
     image = np.random.default_rng(0).random((1, 3, 21, 33), np.float32)
     expected = torch.export.load(made).module()(torch.from_numpy(image)).detach().numpy()
     for path in (one, other):
-        assert np.array_equal(formats.read_program(path, {})(image), expected)
+        assert np.array_equal(read_program(path, {})(image), expected)
     assert not (tmp_path / "it_ran").exists()
 
 
 def test_compressed_programs_are_refused(made, tmp_path):
     with pytest.raises(UserError, match="it is compressed"):
-        formats.read_program(changed(made, tmp_path / "x.pt2", {}, zipfile.ZIP_DEFLATED), {})
+        read_program(changed(made, tmp_path / "x.pt2", {}, zipfile.ZIP_DEFLATED), {})
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +170,7 @@ def vouched(out: Path) -> None:
     report = json.loads((out / "export.json").read_text())
     for file in report["files"].values():
         for part, facts in file["files"].items():
-            facts["sha256"] = export.digest(out / part)
+            facts["sha256"] = digest(out / part)
     (out / "export.json").write_text(json.dumps(report))
 
 
@@ -189,8 +192,8 @@ def test_readers_that_crash_or_hang_are_one_line(exported, monkeypatch):
     """The process is gone afterwards."""
     path = exported / "KRGN_x2.ncnn.param"
     for name, timeout, words in (("crashes", 60, "ended by SIGABRT"), ("hangs", 1, "does not answer within 1 s")):
-        monkeypatch.setattr(formats, "_serve", globals()[f"serve_{name}"])
-        with pytest.raises(UserError, match=words), formats.apart("ncnn", path, {}, timeout):
+        monkeypatch.setattr(isolated, "_serve", globals()[f"serve_{name}"])
+        with pytest.raises(UserError, match=words), isolated.isolated_reader("ncnn", path, {}, timeout):
             pass
         assert not multiprocessing.active_children()
 

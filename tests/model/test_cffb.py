@@ -1,6 +1,6 @@
-"""The fused CFFB against the plain operators: values, gradients, sizes, layouts, torch.compile, and how it is built.
+"""The fused CFFB against torch's operators: values, gradients, sizes, layouts, torch.compile, and how it is built.
 
-The kernel is compiled once for this file, twice at the same time: about five seconds.
+The library is compiled once for this file, by two threads at the same time: about five seconds.
 """
 
 import copy
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 
 @pytest.fixture(scope="module", autouse=True)
 def built(tmp_path_factory):
-    """The kernel, built anew by two threads at once, as several processes of a run may do."""
+    """The library, built anew by two threads at once, as several processes of a run may do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("extensions")))
         patch.delenv("KRGN_FUSED", raising=False)
@@ -468,21 +468,53 @@ def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
     assert "cannot be written" in unavailable(monkeypatch, tmp_path)
 
 
-def test_without_a_compiler_the_plain_operators_run_with_one_line(tmp_path):
-    code = (
-        "import logging, sys, torch; logging.basicConfig(level=logging.INFO)\n"
-        "from model.krgn import KRGN\n"
-        "from model import cffb\n"
-        "network = KRGN(scale=2, n_feats=16, n_resgroups=2)\n"
-        "cffb.build_when_needed()\n"
-        "assert network(torch.rand(1, 3, 5, 6)).isfinite().all()\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name not in ("CXX", "KRGN_FUSED")}
-    environment |= {"PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", code], cwd=SRC, env=environment, capture_output=True, text=True)
+def in_a_new_process(code: str, **environment) -> str:
+    """What some code logs, where no library has been requested."""
+    lines = ["import logging, torch", "logging.basicConfig(level=logging.INFO)", "from model import cffb"]
+    lines += ["from model.krgn import KRGN", "network = KRGN(scale=2, n_feats=16, n_resgroups=1)", code]
+    kept = {name: value for name, value in os.environ.items() if name not in ("CXX", "KRGN_FUSED")}
+    command = [sys.executable, "-c", "\n".join(lines)]
+    run = subprocess.run(command, cwd=SRC, env=kept | environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert len(run.stderr.splitlines()) == 1
-    assert "no C++ compiler" in run.stderr
+    return run.stderr
+
+
+def test_without_a_request_nothing_is_built(tmp_path):
+    code = (
+        "x = torch.rand(1, 3, 5, 6)\n"
+        "network(x).mean().backward()\n"
+        "with torch.inference_mode(): plain = network.double()(x.double())\n"
+        "assert not cffb.fits(torch.rand(1, 16, 5, 6).double(), *network.body[0].blocks[0].conv_acts)"
+    )
+    assert in_a_new_process(code, TORCH_EXTENSIONS_DIR=str(tmp_path)) == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_library_is_built_for_the_dtype_that_was_requested_and_for_no_other(tmp_path):
+    code = (
+        "x, branches = torch.rand(1, 16, 5, 6), network.body[0].blocks[0].conv_acts\n"
+        "assert cffb.build()\n"
+        "assert cffb.fits(x, *branches)\n"
+        "assert not cffb.fits(x.double(), *branches.double())"
+    )
+    log = in_a_new_process(code, TORCH_EXTENSIONS_DIR=str(tmp_path)).splitlines()
+    assert len(log) == 2
+    assert "fused operators compiled with" in log[0]
+    assert "the CPU runs fused operators: " in log[1]
+    (library,) = tmp_path.glob("*/*")
+    assert library.name.startswith("cffb-float-")
+
+
+def test_only_three_dtypes_can_be_built():
+    with pytest.raises(ValueError, match=r"dtype: got torch\.float16, expected one of torch\.float32, "):
+        cffb.build(torch.float16)
+
+
+def test_without_a_compiler_the_plain_operators_run_with_one_line(tmp_path):
+    code = "cffb.build_when_needed()\nassert network(torch.rand(1, 3, 5, 6)).isfinite().all()"
+    log = in_a_new_process(code, PATH=str(tmp_path), TORCH_EXTENSIONS_DIR=str(tmp_path))
+    assert len(log.splitlines()) == 1
+    assert "no C++ compiler" in log
     assert not list(tmp_path.iterdir())
 
 

@@ -141,8 +141,8 @@ def test_an_empty_batch():
 
 # --- what needs a GPU's compiler, but no GPU ---
 
-MAPS = ("x", "plus", "y", "grad", "before", "before0", "before1", "grad_x")
-WHOLE = ("rate", "rate0", "rate1", "n_pixels", "height", "width", "n_channels")
+MAPS = ("x", "plus", "y", "grad", "before", "near_before", "far_before", "grad_x")
+WHOLE = ("dilation", "near_dilation", "far_dilation", "n_pixels", "height", "width", "n_channels")
 
 
 @pytest.mark.skipif(INTERPRETED, reason="needs Triton's compiler")
@@ -158,14 +158,14 @@ def test_the_kernels_compile_for_gpus_without_spilling_registers(capability, per
         pytest.skip("this Triton has no ptxas")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     parameters = [torch.empty(64, per_group, 3, 3)]
-    for kernel, direction in (
-        (kernels._forward, "forward"),
-        (kernels._before_activation, "backward"),
-        (kernels._to_input, "forward"),
+    for kernel, block in (
+        (kernels._forward, kernels.FORWARD),
+        (kernels._before_activation, kernels.BACKWARD),
+        (kernels._to_input, kernels.FORWARD),
     ):
-        sizes = kernels._layout(direction, torch.empty(1, 64, 9, 9), parameters)[1] | {"add": True}
-        options = {"num_warps": sizes.pop("num_warps")}
-        constants = {name: value for name, value in sizes.items() if name in kernel.arg_names}
+        compiled_in = kernels._launch(block, torch.empty(1, 64, 9, 9), parameters).options | {"add": True}
+        options = {"num_warps": compiled_in.pop("num_warps")}
+        constants = {name: value for name, value in compiled_in.items() if name in kernel.arg_names}
         kinds = dict.fromkeys(WHOLE, "i32") | dict.fromkeys(MAPS, "*bf16")
         signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names}
         source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
@@ -174,9 +174,9 @@ def test_the_kernels_compile_for_gpus_without_spilling_registers(capability, per
         name = "sm_90a" if capability == 90 else f"sm_{capability}"
         flags = ["-v", f"--gpu-name={name}", tmp_path / "kernel.ptx", "-o", tmp_path / "kernel.cubin"]
         runs = [subprocess.run([tool, *flags], capture_output=True, text=True) for tool in assemblers]
-        said = [run.stderr for run in runs if not run.returncode]  # each knows other versions of the language
-        assert said, runs[0].stderr
-        assert "0 bytes spill stores, 0 bytes spill loads" in said[0], (kernel.fn.__name__, said[0])
+        reports = [run.stderr for run in runs if not run.returncode]  # each assembler knows other versions of PTX
+        assert reports, runs[0].stderr
+        assert "0 bytes spill stores, 0 bytes spill loads" in reports[0], (kernel.fn.__name__, reports[0])
 
 
 # --- what only a GPU shows ---

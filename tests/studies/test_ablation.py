@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -90,10 +91,11 @@ def test_mistakes_get_one_line(small_set):
     )
 
 
-def test_settings_without_runs_bind_nobody(small_set, in_this_process, monkeypatch):
-    """What was mistyped at first may be mended, as nothing was trained with it."""
-    monkeypatch.setattr(ablation, "measured_costs", lambda _: {"plain": 1.0, "frozen": 1.0, "recalibrated": 1.0})
-    parser = ablation.build_parser()
-    ablation.agreed(parser.parse_args(flags(small_set, "--data_train", "Smlal")))
-    ablation.agreed(parser.parse_args(flags(small_set)))
+def test_settings_without_runs_may_be_changed(small_set, monkeypatch):
+    """A name that was mistyped at first may be corrected, as nothing was trained with it."""
+    monkeypatch.setattr(ablation, "measured_costs", lambda *_, **__: ablation.Costs(1.0, 1.0, 1.0))
+    machine = ablation.Machine(str(small_set), small_set / "runs", "0", cpu=True)
+    settings = ablation.Settings("Smlal", "Small", 2, 8, 1, batch_size=2, patch_size=16, lr=1e-3, steps=8)
+    ablation.agreed_costs(settings, machine)
+    ablation.agreed_costs(replace(settings, data_train="Small"), machine)
     assert json.loads((small_set / "runs/ablation.json").read_text())["settings"]["data_train"] == "Small"
