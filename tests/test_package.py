@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,13 @@ def test_what_the_wheel_holds(installed):
     assert package <= ours
     assert "krgn/py.typed" in ours
     assert ours - package == {f"krgn/released/KRGN_x{n}/export/KRGN_x{n}.safetensors" for n in (2, 3, 4)}
+
+
+def test_the_package_imports_itself_by_relative_imports_alone():
+    """As `model` it would be missing, or a user's own module, once it is installed under its other name."""
+    rooms = "|".join(path.stem for path in SRC.iterdir())
+    for path in (SRC / "model").rglob("*.py"):
+        assert not re.findall(rf"^\s*(?:from|import) (?:{rooms})\b.*", path.read_text(), flags=re.M), path
 
 
 def test_the_public_names():

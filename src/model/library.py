@@ -90,17 +90,21 @@ def upscale(network: nn.Module, image: Image, *, tile: int | None = None) -> Ima
         raise TypeError(f"network: got a {type(network).__name__}, expected one of this package, as `load` returns it")
     if tile is not None and tile < 1:
         raise ValueError(f"tile: got {tile}, expected at least 1")
-    tensor = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
-    _check(tensor, config["n_colors"])
+    if isinstance(image, np.ndarray):
+        return _upscale(network, torch.from_numpy(np.ascontiguousarray(image)), config, tile).numpy()
+    return _upscale(network, image, config, tile)
+
+
+def _upscale(network: nn.Module, image: torch.Tensor, config: dict, tile: int | None) -> torch.Tensor:
+    _check(image, config["n_colors"])
     parameter = next(network.parameters())
     dtype = torch.promote_types(parameter.dtype, torch.float32)  # images need more than half precision
+    if image.dtype != torch.uint8:
+        return _run(network, image.to(parameter.device, dtype), config["scale"], tile).to(image.device, image.dtype)
     gain = config["rgb_range"] / 255
-    if tensor.dtype != torch.uint8:
-        return _run(network, tensor.to(parameter.device, dtype), config["scale"], tile).to(tensor.device, tensor.dtype)
-    batch = tensor.permute(2, 0, 1)[None].to(parameter.device, dtype) * gain
+    batch = image.permute(2, 0, 1)[None].to(parameter.device, dtype) * gain
     pixels = (_run(network, batch, config["scale"], tile)[0] / gain).clamp_(0, 255).round_()
-    enlarged = pixels.permute(1, 2, 0).to(tensor.device, torch.uint8).contiguous()
-    return enlarged.numpy() if isinstance(image, np.ndarray) else enlarged
+    return pixels.permute(1, 2, 0).to(image.device, torch.uint8).contiguous()
 
 
 def _check(image: torch.Tensor, n_colors: int) -> None:

@@ -16,7 +16,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ class RecConv(nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         *,
         transform_size: int = 3,
         train_basis: bool = True,
@@ -252,15 +252,16 @@ def _chosen(model: nn.Module, where: str | Chooser | None) -> list[nn.Conv2d]:
             raise ValueError(f"{nothing} convolution")
         there = f"{', '.join(found[:3])}{', …' if len(found) > 3 else ''}"
         raise ValueError(f"{nothing} {wanted}; its convolutions are {there}: choose some of them with `where`")
-    owners = defaultdict(set)
+    owners: dict[int, set[nn.Module]] = defaultdict(set)
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)].add(module)
     fresh = [module for module in chosen if not isinstance(module, RecConv)]
-    for module in fresh:
-        sharing = any(len(owners[id(parameter)]) > 1 for parameter in module.parameters(recurse=False))
-        _refuse(chosen[module], module, sharing)
-    return fresh
+    shared = {
+        module: any(len(owners[id(parameter)]) > 1 for parameter in module.parameters(recurse=False))
+        for module in fresh
+    }
+    return [_checked(chosen[module], module, shared[module]) for module in fresh]
 
 
 def _chooser(where: str | Chooser | None) -> tuple[Chooser, str]:
@@ -279,8 +280,8 @@ def _grouped(_: str, module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and not own_forward and module.groups > 1 and max(module.kernel_size) > 1
 
 
-def _refuse(name: str, module: nn.Module, sharing: bool) -> None:
-    """Raises TypeError or ValueError if a `RecConv` in the place of `module` would not be the same function."""
+def _checked(name: str, module: nn.Module, sharing: bool) -> nn.Conv2d:
+    """`module`; raises TypeError or ValueError if a `RecConv` in its place would not be the same function."""
     kind = type(module).__name__
     fix = "leave it out with `where`"
     if not isinstance(module, nn.Conv2d):
@@ -297,6 +298,7 @@ def _refuse(name: str, module: nn.Module, sharing: bool) -> None:
         raise ValueError(f"{name}: has {', '.join(sorted(own))} beside weight and bias, which would be lost: {fix}")
     if sharing:
         raise ValueError(f"{name}: shares its weight or bias with another module, and only one would change: {fix}")
+    return module
 
 
 def fold(model: nn.Module) -> nn.Module:

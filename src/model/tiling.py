@@ -58,7 +58,7 @@ class Tiles:
         like, step = next(network.parameters()), longest_step(network)
         if isinstance(network, KRGN):
             features = network.head_conv.out_channels
-            reaches = [_reach_of(lambda x, b=block: b.local(x).fused, features, like, step) for block in network.body]
+            reaches = [_reach_of(_fused_taps(block), features, like, step) for block in network.body]
             self.halo, self.exact = max(reaches, default=0), True
             self.head_halo = _reach_of(network.shallow, n_colors, like, step)
             self.tail_halo = _reach_of(lambda dense: network.tail(dense, torch.zeros_like(dense)), features, like, step)
@@ -86,11 +86,11 @@ class Tiles:
         return (self(part) - self.network(part)).abs().max().item()
 
     def _independently(self, image: torch.Tensor) -> torch.Tensor:
-        out, size = None, _size(image)
+        out, size = _Output(_size(image), self.scale), _size(image)
         for window in windows(size, self.tile):
             wide, inner = widened(window, self.halo, size)
-            out = self._put(out, self.network(cut(image, wide)), window, inner, size)
-        return out
+            out.put(self.network(cut(image, wide)), window, inner)
+        return out.image
 
     def _block_by_block(self, network: KRGN, image: torch.Tensor) -> torch.Tensor:
         size = _size(image)
@@ -111,12 +111,11 @@ class Tiles:
                     feature = maps.read("taps", window) * attention + maps.read("feature", window)
                     maps.write("feature", window, feature)
                     maps.write("dense", window, maps.read("dense", window) + F.conv2d(feature, share))
-            out = None
+            out = _Output(size, self.scale)
             for window in windows(size, self.tile):
                 wide, inner = widened(window, self.tail_halo, size)
-                piece = network.tail(maps.read("dense", wide), maps.read("shallow", wide))
-                out = self._put(out, piece, window, inner, size)
-        return out
+                out.put(network.tail(maps.read("dense", wide), maps.read("shallow", wide)), window, inner)
+        return out.image
 
     def _attention(self, block: PMRB, maps: "Features", size: Size) -> torch.Tensor:
         """The weights of a block's channels, (1, C, 1, 1), after writing its fused taps."""
@@ -135,12 +134,23 @@ class Tiles:
         variance = (squares / (size[0] * size[1]) - mean.square()).clamp(min=0)
         return block.cca.attention(mean.to(dtype), variance.to(dtype))
 
-    def _put(self, out: torch.Tensor | None, piece: torch.Tensor, window: Window, inner: Window, size: Size):
-        """Copies the part of a tile's output inside its halo to its place in the whole, which is made at the first."""
-        if out is None:
-            out = piece.new_empty(*piece.shape[:2], *(self.scale * side for side in size))
-        cut(out, scaled(window, self.scale)).copy_(cut(piece, scaled(inner, self.scale)))
-        return out
+
+class _Output:
+    """The output for a whole image of `size`, put together from those of its tiles; allocated like the first."""
+
+    def __init__(self, size: Size, scale: int):
+        self.size, self.scale = size, scale
+        self.image = torch.empty(0)
+
+    def put(self, piece: torch.Tensor, window: Window, inner: Window) -> None:
+        """Copies what a tile's output has for `window`, its `inner` part, to its place."""
+        if not self.image.numel():
+            self.image = piece.new_empty(*piece.shape[:2], *(self.scale * side for side in self.size))
+        cut(self.image, scaled(window, self.scale)).copy_(cut(piece, scaled(inner, self.scale)))
+
+
+def _fused_taps(block: PMRB) -> Function:
+    return lambda x: block.local(x).fused
 
 
 class Features:

@@ -149,7 +149,7 @@ def _joined(*parts) -> str:
 
 
 # Types that trainers save beside weights, each with a function that takes its place: nothing of the real one is run.
-_HARMLESS: list[tuple[Callable[..., Any], str]] = [
+_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (lambda text, _encoding: text.encode("latin1"), "_codecs.encode"),
     (_Plain, "argparse.Namespace"),
     (_Plain, "types.SimpleNamespace"),
