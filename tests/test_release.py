@@ -13,8 +13,10 @@ from conftest import ROOT, program
 from compare import PUBLISHED
 from data.color import to_tensor
 from deploy.fold import comparison_images
+from evaluation.metrics import Protocol
 from model.checkpoint import rebuild, unpack
 from model.recalibration import is_recalibrated
+from reporting.results import read_results
 from runtime.files import digest
 from runtime.tensor_files import load_tensors
 
@@ -98,6 +100,20 @@ def test_the_readme_says_what_the_logs_say(scale):
             assert f"{name} x{scale}: PSNR {psnr} dB, SSIM {ssim}" in log
         cells = " | ".join(f"{psnr} / {ssim}" for psnr, ssim in found.values())
         assert f"| x{scale} | **KRGN_x{scale}** | measured, {how} | {cells} |" in README
+
+
+@SCALES
+def test_the_scores_of_programs_are_those_of_the_tables(scale):
+    for test, chop in (("test", False), ("test_chop", True)):
+        results = read_results(folder(scale) / test)
+        assert list(results) == ["Kodak24", "Set5", "Set14"]
+        for name, result in results.items():
+            with open(folder(scale) / test / f"scores-{name}.csv", newline="") as file:
+                rows = [
+                    row | {column: float(row[column]) for column in ("PSNR", "SSIM")} for row in csv.DictReader(file)
+                ]
+            assert result.scores.rows == rows
+            assert result.protocol == Protocol(crop_border=scale, chop=chop)
 
 
 @SCALES
