@@ -9,6 +9,7 @@ import statistics
 import pytest
 import torch
 from conftest import ROOT, program
+from reporting.results import read_results
 
 from compare import PUBLISHED
 from data.color import to_tensor
@@ -16,7 +17,6 @@ from deploy.fold import comparison_images
 from evaluation.metrics import Protocol
 from model.checkpoint import rebuild, unpack
 from model.recalibration import is_recalibrated
-from reporting.results import read_results
 from runtime.files import digest
 from runtime.tensor_files import load_tensors
 
