@@ -1,7 +1,8 @@
 """torch's private interfaces that the project stands on, each behind one named function.
 
-Each docstring says which private name it uses, why, and what to do when that name changes. Checked with torch 2.11 and
-2.13; `tests/model/test_compat.py` checks them again with the torch that is installed. This module imports torch alone.
+Each docstring says which private name it uses, why, and what to do when that name changes. Checked with torch 2.13, by
+`tests/model/test_compat.py`, and with 2.11, where the names were looked up in its sources but not run. This module
+imports torch alone.
 """
 
 import io
@@ -147,9 +148,8 @@ def zip_writer(buffer: io.BytesIO):
 def cpu_capabilities() -> set[str]:
     """Names of the instruction sets that torch finds on this CPU: avx2, avx512_bf16, amx_tile, vnni and the like.
 
-    Stands on the public `torch.cpu.get_capabilities()` since torch 2.12; on the private queries
-    `torch.cpu._is_..._supported` before, of which a missing one counts as no. Drop those when torch 2.11 is no longer
-    supported.
+    Stands on the public `torch.cpu.get_capabilities()` where torch has it. Versions before 2.12 have private queries,
+    `torch.cpu._is_..._supported`, of which a missing one counts as no. Drop those together with torch 2.11.
     """
     if hasattr(torch.cpu, "get_capabilities"):
         return {name for name, there in torch.cpu.get_capabilities().items() if there is True}
