@@ -12,11 +12,10 @@ from helpers import launch, randomise
 import compare
 from data import resize
 from data.image import write_png
-from evaluation import runner
 from evaluation.metrics import psnr_ssim
 from evaluation.results import read_results
 from evaluation.sets import open_test_sets
-from model import count_parameters
+from model import count_parameters, tiling
 from model.checkpoint import pack
 from model.krgn import KRGN
 from model.recalibration import fold
@@ -183,7 +182,7 @@ def test_mistakes(trained, tmp_path, small_set):
 
 def test_luma_networks_and_large_images_and_files_of_others(tmp_path, photo, monkeypatch):
     """Networks of one channel are tested on luma; bicubic has no weights to measure memory by; no file is replaced."""
-    monkeypatch.setattr(runner, "SURE_TO_FIT", 100)
+    monkeypatch.setattr(tiling, "SURE_TO_FIT", 100)
     write_png(tmp_path / "benchmark/One/HR/a.png", photo[:60, :64])
     save_tensors(tmp_path / "y.pt", pack(KRGN(scale=2, n_feats=8, n_resgroups=1, n_colors=1), "KRGN"))
     rows = ("bicubic", tmp_path / "y.pt", "--data_test", "One", "--dir_data", tmp_path, "--n_runs", "0", "--ext", "img")

@@ -29,7 +29,7 @@ from option import parse_args
 from runtime.errors import UserError
 from runtime.hardware import seed_everything
 from runtime.tensor_files import load_tensors, save_tensors
-from train import trainer
+from train import monitor
 
 
 @pytest.mark.curves
@@ -179,7 +179,7 @@ def test_every_kind_of_training(small_set, flags):
 
 def test_a_run_that_diverges_stops_with_its_last_good_state(small_set, capsys, monkeypatch):
     folder = small_set.parent / "experiment/small"
-    monkeypatch.setattr(trainer, "MAX_SKIPPED", 20)
+    monkeypatch.setattr(monitor, "MAX_SKIPPED", 20)
     launch(*small_run(small_set, "--optimizer", "SGD", "--lr", "1e-6", "--epochs", "1", "--test_every", "30"))
     good = (folder / "state.pt").read_bytes()
     go_on = ["--cpu", "--load", "small", "--epochs", "2", "--dir_experiment", small_set.parent / "experiment"]
@@ -201,7 +201,7 @@ def test_a_whole_epoch_of_skipped_batches_is_not_saved(small_set, monkeypatch, c
     folder = small_set.parent / "experiment/small"
     launch(*small_run(small_set, "--epochs", "1"))
     good = {name: (folder / name).read_bytes() for name in ("state.pt", "model/model_latest.pt", "model/model_best.pt")}
-    monkeypatch.setattr(trainer, "MAX_SKIPPED", 10)
+    monkeypatch.setattr(monitor, "MAX_SKIPPED", 10)
     with pytest.raises(UserError, match="10 batches in a row"):
         launch("--cpu", "--load", "small", "--epochs", "9", "--dir_experiment", folder.parent,
                "--skip_threshold", "1e-9", "--override", "skip_threshold")  # fmt: skip

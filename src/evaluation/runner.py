@@ -9,17 +9,13 @@ import torch
 from torch import nn
 
 from evaluation.metrics import quantise
-from model import inference, tiling
+from model import inference
 from model.precision import to_network
-from model.tiling import Tiles
+from model.tiling import AUTO_TILE, SURE_TO_FIT, Tiles, memory_shortage
 from runtime.errors import UserError, printable, says_out_of_memory
 from runtime.hardware import available_memory
 
 log = logging.getLogger("krgn")
-
-AUTO_TILE = 256  # LR pixels; side of the tiles of an image that does not fit as a whole
-SURE_TO_FIT = 2**18  # LR pixels of an image whose need of memory is not measured
-RESERVE = 1.5  # factor for the operators' own buffers and the allocator's overhead
 
 
 class Upscaled(NamedTuple):
@@ -74,7 +70,7 @@ class ImageRunner:
         return self._in_tiles(image) if self.tile else self._whole(image)
 
     def _whole(self, image: torch.Tensor) -> torch.Tensor:
-        reason = self._too_large(image)
+        reason = memory_shortage(self.network, image)
         if reason is None:
             try:
                 return self.network(image)
@@ -84,15 +80,6 @@ class ImageRunner:
                 reason = "does not fit into memory"
         log.info("an image of %s pixels %s: running tiles of %d instead (--tile)", _size(image), reason, AUTO_TILE)
         return self._in_tiles(image)
-
-    def _too_large(self, image: torch.Tensor) -> str | None:
-        """Why a whole image should not even be tried on the CPU, whose system kills a process that takes too much."""
-        pixels = image.shape[-2] * image.shape[-1]
-        room = available_memory() if image.device.type == "cpu" else None
-        if pixels <= SURE_TO_FIT or room is None:
-            return None
-        needed = RESERVE * pixels * self._bytes_per_pixel
-        return f"needs about {needed / 2**30:.1f} GiB, {room / 2**30:.1f} are free" if needed > room else None
 
     def _in_tiles(self, image: torch.Tensor) -> torch.Tensor:
         try:
@@ -108,10 +95,6 @@ class ImageRunner:
     @functools.cached_property
     def _tiles(self) -> Tiles:
         return Tiles(self.network, scale=self.scale, tile=self.tile or AUTO_TILE, n_colors=self.n_colors)
-
-    @functools.cached_property
-    def _bytes_per_pixel(self) -> float:
-        return tiling.bytes_per_pixel(self.network, torch.zeros(1, self.n_colors, 1, 1))
 
     _warned = False
 

@@ -37,7 +37,7 @@ def make_photos(folder: Path) -> None:
 def train_set(folder: Path) -> TrainSet:
     """The photographs as a training set with decoded copies, as with --ext sep."""
     found = folders.locate(folder / NAME)
-    pairs = pair_up(found.hr, found.lr_folder, SCALE, 1, found.base, found.low)
+    pairs = pair_up(found, SCALE, n_threads=1)
     images = cached(ImageSet(NAME, pairs), folder / NAME, reset=False, n_threads=1)
     return TrainSet([images], scale=SCALE, patch_size=PATCH)
 

@@ -207,7 +207,7 @@ def prepare_test(*, device: str, dir_data: Path, groups: int = 0, published: boo
 def test_set(folder: Path) -> TestSet:
     """A benchmark set whose files are decoded each time, as with --ext img."""
     found = folders.locate_benchmark(folder)
-    pairs = pair_up(found.hr, found.lr_folder, SCALE, 1, found.base, found.low)
+    pairs = pair_up(found, SCALE, n_threads=1)
     return TestSet(ImageSet(folder.name, pairs), scale=SCALE)
 
 

@@ -159,8 +159,8 @@ def test_an_image_too_large_for_memory_runs_in_tiles(caplog, monkeypatch):
         assert torch.equal(run(image), expected)
         assert "tiles" not in caplog.text
         with monkeypatch.context() as patched:
-            patched.setattr(runner, "SURE_TO_FIT", 100)
-            patched.setattr(runner, "available_memory", lambda: 10**6)
+            patched.setattr(tiling, "SURE_TO_FIT", 100)
+            patched.setattr(tiling, "available_memory", lambda: 10**6)
             assert (run(image) - expected).abs().max() < 1e-3
         assert "50x60 pixels needs about" in caplog.text
 
