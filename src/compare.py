@@ -8,7 +8,6 @@ LaTeX.
 """
 
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,15 +20,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from data import resize
+from data.sets import Opening, open_test_sets
 from data.testset import TestSet
 from evaluation.evaluate import evaluate
 from evaluation.metrics import Protocol
-from evaluation.sets import open_test_sets
 from model import MODELS, cffb, count_parameters
 from model.checkpoint import model_of, rebuild, unpack
 from model.precision import AUTOCAST, autocast, cpu_features, resolve
 from model.recalibration import fold, is_recalibrated
 from model.tiling import peak_bytes
+from model.weights import load_tensors
 from option import build_parser as training_parser
 from reporting.tables import as_text, refuse_foreign, write_all
 from runtime.errors import UserError, run
@@ -37,7 +37,6 @@ from runtime.files import digest
 from runtime.flags import Parser, number, path_flag, plain_names, scale_factor, weights_file, whole_number
 from runtime.hardware import choose_device, load_of_others, processor, seed_everything, timed
 from runtime.provenance import git_commit
-from runtime.tensor_files import load_tensors
 
 OUTPUT = (720, 1280)  # (H, W) of the SR image that cost and speed refer to, as in publications
 WARM_UP = 2  # runs of each network before the timed ones
@@ -186,8 +185,8 @@ def main(argv: list[str] | None = None) -> None:
     methods = [bicubic(scale) if method is None else method for method in loaded]
     number_equal_names(methods)
     names = () if args.data_test == ("none",) else args.data_test
-    dir_data = os.path.abspath(args.dir_data)
-    test_sets = open_test_sets(names, dir_data=dir_data, scale=scale, n_colors=n_colors, ext=args.ext)
+    dir_data, opening = Path(args.dir_data).absolute(), Opening(scale, args.ext)
+    test_sets = open_test_sets(names, dir_data=dir_data, opening=opening, n_colors=n_colors)
     if args.n_runs:
         time_all(methods, args.n_runs, device, precision)
     protocol = Protocol(

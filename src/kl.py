@@ -27,13 +27,13 @@ from model import MODELS, cffb
 from model.checkpoint import Checkpoint, model_of, rebuild, unpack
 from model.recalibration import fold
 from model.tiling import Tiles
+from model.weights import load_tensors
 from reporting import figures
 from runtime.csvfiles import csv_text
 from runtime.errors import UserError, run
 from runtime.files import write_bytes
 from runtime.flags import Parser, number, path_flag, weights_file
 from runtime.log import start_log
-from runtime.tensor_files import load_tensors
 
 log = logging.getLogger("krgn")
 

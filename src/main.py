@@ -16,11 +16,11 @@ def main(args: Options) -> None:
     from model import build_model, cffb, describe, external, precision
     from model.checkpoint import facts_of, load_pre_trained, unpack
     from model.recalibration import fold
+    from model.weights import load_tensors
     from runtime import distributed
     from runtime.experiment import Experiment
     from runtime.hardware import choose_device, keep_memory, seed_everything
     from runtime.log import start_log
-    from runtime.tensor_files import load_tensors
     from train.build import build_trainer
 
     log = start_log()

@@ -10,8 +10,8 @@ from torch import nn
 from main import main
 from model.checkpoint import Checkpoint, facts_of
 from model.recalibration import RecConv
+from model.weights import load_tensors
 from option import Options, follow_file, parse_args
-from runtime.tensor_files import load_tensors
 
 
 def launch(*flags: str) -> None:

@@ -12,9 +12,9 @@ from helpers import launch, randomise
 import compare
 from data import resize
 from data.image import write_png
+from data.sets import Opening, open_test_sets
 from evaluation.metrics import psnr_ssim
 from evaluation.results import read_results
-from evaluation.sets import open_test_sets
 from model import count_parameters, tiling
 from model.checkpoint import pack
 from model.krgn import KRGN
@@ -22,7 +22,7 @@ from model.recalibration import fold
 from reporting import tables
 from runtime import csvfiles
 from runtime.errors import UserError
-from runtime.tensor_files import save_tensors
+from runtime.files import save_tensors
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_table_of_everything(trained, benchmark, tmp_path, monkeypatch):
     assert str(tested.protocol) in made["notes"][0]
     # Bicubic is the LR file enlarged.
     scores = []
-    for lr, hr, _ in open_test_sets(["Little"], dir_data=str(benchmark), scale=2)[0]:
+    for lr, hr, _ in open_test_sets(["Little"], dir_data=benchmark, opening=Opening(2))[0]:
         enlarged = resize.upscale(lr.permute(1, 2, 0).numpy(), 2)
         scores.append(psnr_ssim(torch.from_numpy(enlarged).permute(2, 0, 1), hr, 2)[0])
     assert rows["bicubic"]["Little PSNR"] == pytest.approx(sum(scores) / 2, abs=1e-4)

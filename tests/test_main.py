@@ -25,10 +25,11 @@ from model import build_model
 from model.checkpoint import pack, rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import is_recalibrated
+from model.weights import load_tensors
 from option import parse_args
 from runtime.errors import UserError
+from runtime.files import save_tensors
 from runtime.hardware import seed_everything
-from runtime.tensor_files import load_tensors, save_tensors
 from train import monitor
 
 

@@ -18,7 +18,7 @@ from evaluation.metrics import psnr_ssim, rgb_to_chroma, rgb_to_y
 from evaluation.results import read_results
 from model.checkpoint import pack
 from model.krgn import KRGN
-from runtime.tensor_files import save_tensors
+from runtime.files import save_tensors
 
 KEPT = ("--save_results", "--save_gt")
 

@@ -15,9 +15,10 @@ from data.image import list_images, read_image
 from evaluation.kernels import FIELD, effective_rank, kl_matrix, mean_divergence
 from model.checkpoint import pack
 from model.krgn import KRGN
+from model.weights import load_tensors
 from reporting import figures
 from runtime.errors import UserError
-from runtime.tensor_files import load_tensors, save_tensors
+from runtime.files import save_tensors
 from studies import demo
 
 

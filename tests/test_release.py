@@ -17,12 +17,11 @@ from evaluation.metrics import Protocol
 from evaluation.results import read_results
 from model.checkpoint import rebuild, unpack
 from model.recalibration import is_recalibrated
+from model.weights import load_tensors
 from runtime.files import digest
-from runtime.tensor_files import load_tensors
 
-README, RELEASED, ABLATION = (
-    (ROOT / name).read_text() for name in ("README.md", "docs/released.md", "docs/ablation.md")
-)
+PAGES = ("README.md", "docs/released.md", "docs/ablation.md")
+README, RELEASED, ABLATION = ((ROOT / page).read_text() for page in PAGES)
 SETS = ("Set5", "Set14", "Kodak24")
 LIMIT = 30 * 10**6  # bytes of a file
 SCALES = pytest.mark.parametrize("scale", [2, 3, 4])

@@ -24,7 +24,7 @@ from option import parse_args
 from reporting import comparison, figures
 from reporting import page as pages
 from runtime.errors import UserError
-from runtime.tensor_files import save_tensors
+from runtime.files import save_tensors
 
 PROTOCOL = scoring("y")
 

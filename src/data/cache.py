@@ -15,8 +15,9 @@ import torch
 
 from data.image import name_too_long, read_image, read_size
 from data.parallel import for_each
+from model.files import open_regular
 from runtime.errors import UserError
-from runtime.files import atomic_path, open_regular
+from runtime.files import atomic_path
 
 log = logging.getLogger("krgn")
 

@@ -20,9 +20,9 @@ from typing import BinaryIO
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from data.listing import NO_PICTURES
+from model.files import open_regular
+from model.memory import available_memory
 from runtime.errors import UserError, printable
-from runtime.files import open_regular
-from runtime.hardware import available_memory
 
 # Tried in this order, before the other formats that Pillow reads.
 USUAL = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")

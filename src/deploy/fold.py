@@ -15,10 +15,10 @@ from torch import nn
 
 from model.checkpoint import FORMAT, Checkpoint, model_of, pack, rebuild, unpack
 from model.recalibration import fold
+from model.weights import load_tensors, parse_safetensors
 from runtime.errors import UserError
 from runtime.files import digest, write_bytes
 from runtime.provenance import git_commit
-from runtime.tensor_files import load_tensors, parse_safetensors
 
 TOLERANCE = 1e-3  # largest rounding difference that a fold may cause, of the 0-255 range; a gray level is 1
 

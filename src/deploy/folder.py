@@ -30,10 +30,10 @@ from deploy.report import REPORT, SAFETENSORS
 from deploy.rewrite import mean_shift_notes
 from model import count_parameters
 from model.checkpoint import model_of, rebuild, unpack
+from model.weights import load_tensors
 from runtime.errors import UserError
 from runtime.files import digest, write_bytes
 from runtime.provenance import git_commit
-from runtime.tensor_files import load_tensors
 
 log = logging.getLogger("krgn")
 

@@ -16,8 +16,9 @@ from deploy.onnx_form import read_onnx, write_onnx, write_onnx_fp16, write_onnx_
 from deploy.program import read_program, write_program
 from model import MODELS
 from model.checkpoint import model_of, rebuild, unpack
+from model.weights import load_tensors
 from runtime.errors import UserError
-from runtime.tensor_files import load_tensors, save_tensors
+from runtime.files import save_tensors
 
 
 @dataclass(frozen=True, kw_only=True)

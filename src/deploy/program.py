@@ -19,8 +19,8 @@ from torch import nn
 from deploy.context import ExportContext, Runner, torch_runner
 from deploy.rewrite import for_deployment
 from model.compat import zip_writer
+from model.files import open_regular
 from runtime.errors import UserError, printable
-from runtime.files import open_regular
 
 GRAPH, SAMPLE = "models/model.json", "data/sample_inputs/model.pt"
 WEIGHTS, CONSTANTS = "data/weights/model_weights_config.json", "data/constants/model_constants_config.json"

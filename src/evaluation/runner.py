@@ -10,10 +10,10 @@ from torch import nn
 
 from evaluation.metrics import quantise
 from model import inference
+from model.memory import available_memory
 from model.precision import to_network
 from model.tiling import AUTO_TILE, SURE_TO_FIT, Tiles, memory_shortage
 from runtime.errors import UserError, printable, says_out_of_memory
-from runtime.hardware import available_memory
 
 log = logging.getLogger("krgn")
 

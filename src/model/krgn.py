@@ -18,8 +18,9 @@ that weights interchange both ways. Features are (N, C, H, W) throughout, C = `n
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -41,72 +42,79 @@ TAIL = "upsampler."  # names of the layers that depend on the scale
 UNSEEN = {"dilation": 3, "act": "lrelu"}  # hyper-parameters that a state dict does not show, as published
 
 
-class KRGN(nn.Module):
-    """Kernel recalibration guided network.
-
-    (N, n_colors, H, W) in 0..`rgb_range`, float -> (N, n_colors, scale * H, scale * W), not clamped. Any H, W >= 1.
+@dataclass(frozen=True, kw_only=True)
+class KRGNConfig:
+    """The hyper-parameters that a KRGN is rebuilt from.
 
     Args:
         scale: upscaling factor.
         n_feats: C, the number of feature channels.
         n_resgroups: the number of PMRBs.
         groups: groups of the recalibrated convolutions; 0 means depth-wise (one group per channel), as in the paper's
-            text; 32 at C = 64 is what its authors' code and CFGN's weights use.
+            text, and becomes `n_feats`; 32 at C = 64 is what its authors' code and CFGN's weights use.
         dilation: dilation of every second convolution.
-        act: activation of the taps, one of `common.ACTIVATIONS`.
+        act: activation of the taps, one of `names.ACTIVATIONS`.
         n_colors: channels of the image.
         rgb_range: the image's value range, for the mean shift.
-        recalibrated: False makes every kernel plain (the paper's ablation).
-        train_basis: False freezes the basis kernels (RefConv's second stage).
 
     Raises:
-        ValueError: if `n_feats` is not divisible by `groups`, or `act` is unknown.
+        ValueError: if `n_feats` is not divisible by `groups`.
     """
 
-    def __init__(
-        self,
-        *,
-        scale: int = 4,
-        n_feats: int = 64,
-        n_resgroups: int = 9,
-        groups: int = 0,
-        dilation: int = 3,
-        act: str = "lrelu",
-        n_colors: int = 3,
-        rgb_range: float = 255,
-        recalibrated: bool = True,
-        train_basis: bool = True,
-    ):
+    scale: int = 4
+    n_feats: int = 64
+    n_resgroups: int = 9
+    groups: int = 0
+    dilation: int = 3
+    act: str = "lrelu"
+    n_colors: int = 3
+    rgb_range: float = 255
+
+    def __post_init__(self):
+        object.__setattr__(self, "groups", self.groups or self.n_feats)
+        if self.n_feats % self.groups:
+            raise ValueError(f"n_feats: got {self.n_feats}, expected a multiple of groups ({self.groups})")
+
+
+class KRGN(nn.Module):
+    """Kernel recalibration guided network.
+
+    (N, n_colors, H, W) in 0..`rgb_range`, float -> (N, n_colors, scale * H, scale * W), not clamped. Any H, W >= 1.
+
+    Args:
+        recalibrated: False makes every kernel plain (the paper's ablation).
+        train_basis: False freezes the basis kernels (RefConv's second stage).
+        hyperparameters: the fields of `KRGNConfig`, as in KRGN(scale=2, n_feats=32).
+
+    Raises:
+        ValueError: as `KRGNConfig`, or if the activation is unknown.
+    """
+
+    def __init__(self, *, recalibrated: bool = True, train_basis: bool = True, **hyperparameters: Any):
         super().__init__()
-        groups = groups or n_feats
-        if n_feats % groups:
-            raise ValueError(f"n_feats: got {n_feats}, expected a multiple of groups ({groups})")
-        # What the network must be rebuilt from, kept for checkpoints.
-        self.hyperparameters = {
-            "scale": scale,
-            "n_feats": n_feats,
-            "n_resgroups": n_resgroups,
-            "groups": groups,
-            "dilation": dilation,
-            "act": act,
-            "n_colors": n_colors,
-            "rgb_range": rgb_range,
-        }
+        self.config = config = KRGNConfig(**hyperparameters)
+        n_feats, n_colors, rgb_range = config.n_feats, config.n_colors, config.rgb_range
         conv = partial(RecConv, train_basis=train_basis) if recalibrated else nn.Conv2d
         self.sub_mean = MeanShift(n_colors=n_colors, rgb_range=rgb_range, sign=-1)
         self.head_conv = nn.Conv2d(n_colors, n_feats, 3, padding=1)
         self.body = nn.ModuleList(
-            PMRB(n_feats=n_feats, groups=groups, dilation=dilation, act=act, conv=conv) for _ in range(n_resgroups)
+            PMRB(n_feats=n_feats, groups=config.groups, dilation=config.dilation, act=config.act, conv=conv)
+            for _ in range(config.n_resgroups)
         )
         self.features_fusion_module = nn.Sequential(
-            nn.Conv2d((n_resgroups + 1) * n_feats, n_feats, 1),
+            nn.Conv2d((config.n_resgroups + 1) * n_feats, n_feats, 1),
             leaky_relu(),
             nn.Conv2d(n_feats, n_feats, 3, padding=1),
         )
-        self.upsampler = upsampler(n_feats, n_colors, scale)
+        self.upsampler = upsampler(n_feats, n_colors, config.scale)
         self.add_mean = MeanShift(n_colors=n_colors, rgb_range=rgb_range, sign=+1)
         if recalibrated:
             batch_kernels(self)  # faster than each layer by itself
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """What checkpoints keep to rebuild the network from."""
+        return asdict(self.config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shallow = self.shallow(x)

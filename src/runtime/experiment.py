@@ -29,13 +29,13 @@ from pathlib import Path
 
 import torch
 
+from model.weights import load_tensors
 from runtime import distributed
 from runtime.csvfiles import csv_text
 from runtime.errors import UserError, printable
-from runtime.files import is_temporary, remove_abandoned, write_bytes
+from runtime.files import is_temporary, remove_abandoned, save_tensors, write_bytes
 from runtime.log import log_to
 from runtime.provenance import git_commit
-from runtime.tensor_files import load_tensors, save_tensors
 
 log = logging.getLogger("krgn")
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import io
 import json
 import os
 import platform
@@ -12,7 +13,9 @@ import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from model.files import open_regular as open_regular
+import torch
+
+from model.files import open_regular
 from runtime.errors import UserError
 
 
@@ -139,3 +142,11 @@ def digest(path: Path) -> str:
         while part := file.read(2**20):
             found.update(part)
     return found.hexdigest()
+
+
+def save_tensors(path: Path, content: dict) -> None:
+    """Writes tensors and plain values as a torch file, atomically; UserError if it cannot be written."""
+    # In memory first: torch turns a full disk into a RuntimeError of its own when it writes to the file itself.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())

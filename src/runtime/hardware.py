@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.memory import available_memory as available_memory
 from runtime import distributed
 from runtime.errors import UserError
 

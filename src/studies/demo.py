@@ -13,13 +13,14 @@ import skimage
 
 from data import resize
 from data.image import read_image, write_png
+from data.sets import Opening, open_test_sets
 from data.testset import TestSet
 from evaluation.evaluate import evaluate
 from evaluation.metrics import Protocol, Score, psnr_ssim
 from evaluation.results import read_results
-from evaluation.sets import open_test_sets
 from model import cffb
 from model.checkpoint import rebuild, unpack
+from model.weights import load_tensors
 from option import build_parser as training_parser
 from reporting import figures
 from reporting.comparison import mean_table, to_tensor
@@ -28,7 +29,6 @@ from runtime.errors import UserError, run
 from runtime.files import write_bytes
 from runtime.flags import Parser, path_flag
 from runtime.hardware import choose_device
-from runtime.tensor_files import load_tensors
 
 NAME = "Photos"
 # Photographs in the scikit-image package; the held-out ones are tested, never trained on.
@@ -149,8 +149,8 @@ def make_report(dir_data: Path, pre_train: Path, folded: Path, released: Path, o
 def held_out(dir_data: Path, scale: int) -> TestSet:
     """The photographs that are tested."""
     first = len(TRAINING) + 1
-    ranges = (1, len(TRAINING)), (first, first + len(HELD_OUT) - 1)
-    return open_test_sets([NAME], dir_data=str(dir_data.resolve()), scale=scale, data_range=ranges)[0]
+    images = (first, first + len(HELD_OUT) - 1)
+    return open_test_sets([NAME], dir_data=dir_data.resolve(), opening=Opening(scale), images=images)[0]
 
 
 def score_table(scores: dict[str, dict[str, Score]], test_set: TestSet) -> dict:

@@ -19,9 +19,9 @@ import skimage
 import torch
 
 from data.image import read_image, write_png
+from model.weights import load_tensors
 from runtime.errors import UserError, run
 from runtime.flags import Parser
-from runtime.tensor_files import load_tensors
 
 SRC = Path(__file__).resolve().parent.parent
 NAME = "Crops"

@@ -13,9 +13,9 @@ from loss.perceptual import load_vgg19
 from loss.weighted import Loss
 from model.precision import InPrecision, to_network
 from model.recalibration import fold
+from model.weights import load_tensors
 from runtime import distributed
 from runtime.experiment import Experiment
-from runtime.tensor_files import load_tensors
 from train.monitor import Monitor
 from train.optim import MovingAverage, OptimizerConfig, Schedule, make_optimizer
 from train.requests import Requests
@@ -61,15 +61,6 @@ def build_trainer(
         if args.resume:
             experiment.restore_best(state.progress.best.get("epoch"))
     schedule = build_schedule(args, epoch_batches=args.test_every or max(1, len(train_set) // args.batch_size))
-    monitor = Monitor(
-        state.progress,
-        terms=step.loss.names,
-        adversarial=step.adversary is not None,
-        skip_threshold=args.skip_threshold,
-        half_precision=args.precision == "half",
-        run=experiment.name,
-        lr=args.lr,
-    )
 
     def batches_from(first: int):
         part = (distributed.rank(), distributed.world_size())
@@ -80,17 +71,40 @@ def build_trainer(
         folded = fold(step.released)  # what a test of the saved weights will run, so that scores agree to the bit
         return [evaluator.evaluate(folded, each, on_image=keep) for each in test_sets]
 
-    plan = Plan(
-        summary=_summary(args, train_set, test_sets, schedule.epoch_batches),
+    return Trainer(
+        state,
+        _plan(args, _summary(args, train_set, test_sets, schedule.epoch_batches)),
+        schedule,
+        _monitor(args, state, run=experiment.name),
+        Requests(args.save_every, device),
+        batches_from=batches_from,
+        validate=validate,
+        test_sets=test_sets,
+        experiment=experiment,
+    )
+
+
+def _monitor(args, state: RunState, *, run: str) -> Monitor:
+    return Monitor(
+        state.progress,
+        terms=state.step.loss.names,
+        adversarial=state.step.adversary is not None,
+        skip_threshold=args.skip_threshold,
+        half_precision=args.precision == "half",
+        run=run,
+        lr=args.lr,
+    )
+
+
+def _plan(args, summary: str) -> Plan:
+    return Plan(
+        summary=summary,
         epochs=args.epochs or math.inf,
         batch_size=args.batch_size,
         print_every=args.print_every,
         keep_epochs=args.save_models,
         tensorboard=not args.no_tensorboard,
     )
-    requests = Requests(args.save_every, device)
-    more = {"batches_from": batches_from, "validate": validate, "test_sets": test_sets, "experiment": experiment}
-    return Trainer(state, plan, schedule, monitor, requests, **more)
 
 
 def build_step(args, network: nn.Module, device: torch.device) -> TrainStep:

@@ -145,8 +145,8 @@ class Trainer:
                 if save:
                     self._book()
                     self._save_state()
-                bar.update()
                 self._show(bar, time.perf_counter() - begun, waited, progress.batch - done_before)
+                bar.update()
         self.monitor.check()
 
     def _show(self, bar: tqdm, elapsed: float, waited: float, n_batches: int) -> None:
@@ -201,14 +201,22 @@ class Trainer:
         finished, and a resumed run does it again.
         """
         progress, epoch = self.progress, self.progress.epoch + 1
-        row = self._epoch_row(epoch, scores)
+        row = {"epoch": epoch, "lr": self.schedule.rate(self.done - 1)} | self.monitor.means()
+        row |= {"gradient norm": self.monitor.mean_norm()} | score_columns(self.test_sets, scores, epoch)
+        row["skipped"] = max(0, self.epoch_batches - progress.counted)
         history = [*progress.history, row | {"seconds": round(progress.seconds, 1)}]
-        best, is_best = self._best(epoch, scores)
+        set_name, psnr = chosen_by(self.test_sets, scores)
+        # Suspect weights are not saved, so they cannot be the best ones.
+        is_best = not self.monitor.weights_suspect and psnr > progress.best.get("psnr", -math.inf)
+        best = {"psnr": psnr, "epoch": epoch, "on": self.state.best_on} if is_best else progress.best
+        if best:
+            log.info(
+                "[epoch %d] best so far: PSNR %.3f dB on %s, epoch %d", epoch, best["psnr"], set_name, best["epoch"]
+            )
         if distributed.is_main() and self.monitor.weights_suspect:
             log.info("[epoch %d] not saved: its last %d batches were skipped", epoch, progress.consecutive_skips)
         elif distributed.is_main():
             names = ["latest"] + ["best"] * is_best + [str(epoch)] * self.plan.keep_epochs
-            psnr = self._chosen_by(scores)
             weights = "raw" if self.step.average is None else "averaged"
             checkpoint = pack(self.step.released, self.state.model, epoch=epoch, psnr=psnr, weights=weights)
             save_weights(self.experiment, checkpoint, names)
@@ -223,33 +231,6 @@ class Trainer:
         self._save_state()
         if self.plan.keep_epochs and distributed.is_main() and not self.monitor.weights_suspect:
             self.experiment.keep_state(epoch)
-
-    def _epoch_row(self, epoch: int, scores: list[Scores]) -> dict:
-        """The epoch's row of history, without its seconds: rate, losses, gradient, scores, skipped batches."""
-        row = {"epoch": epoch, "lr": self.schedule.rate(self.done - 1)} | self.monitor.means()
-        row["gradient norm"] = self.monitor.mean_norm()
-        for test_set, score in zip(self.test_sets, scores, strict=True):
-            if test_set.scored:
-                row |= {f"{test_set.name} PSNR": score.psnr, f"{test_set.name} SSIM": score.ssim}
-                log.info("[epoch %d] %s: PSNR %.3f dB, SSIM %.4f", epoch, test_set.label, score.psnr, score.ssim)
-        return row | {"skipped": max(0, self.epoch_batches - self.progress.counted)}
-
-    def _chosen_by(self, scores: list[Scores]) -> float:
-        """The PSNR that chooses the best epoch: that of the first set with ground truth; NaN if there is none."""
-        return next(
-            (each.psnr for test_set, each in zip(self.test_sets, scores, strict=True) if test_set.scored), math.nan
-        )
-
-    def _best(self, epoch: int, scores: list[Scores]) -> tuple[dict, bool]:
-        """The best epoch so far, and whether it is this one. Suspect weights are not saved, so they cannot be it."""
-        best, psnr = self.progress.best, self._chosen_by(scores)
-        is_best = not self.monitor.weights_suspect and psnr > best.get("psnr", -math.inf)
-        if is_best:
-            best = {"psnr": psnr, "epoch": epoch, "on": self.state.best_on}
-        if best:
-            name = next(test_set.name for test_set in self.test_sets if test_set.scored)
-            log.info("[epoch %d] best so far: PSNR %.3f dB on %s, epoch %d", epoch, best["psnr"], name, best["epoch"])
-        return best, is_best
 
     def _save_at_the_end(self) -> None:
         """Saves the state when the run ends early, and logs how to go on."""
@@ -271,3 +252,19 @@ class Trainer:
             self.experiment.save_state(self.state.to_dict())
         self.requests.saved()
         return saved
+
+
+def score_columns(test_sets: list[TestSet], scores: list[Scores], epoch: int) -> dict[str, float]:
+    """The scores as columns of history, "Set5 PSNR" and so on, each set with a line in the log."""
+    columns = {}
+    for test_set, score in zip(test_sets, scores, strict=True):
+        if test_set.scored:
+            columns |= {f"{test_set.name} PSNR": score.psnr, f"{test_set.name} SSIM": score.ssim}
+            log.info("[epoch %d] %s: PSNR %.3f dB, SSIM %.4f", epoch, test_set.label, score.psnr, score.ssim)
+    return columns
+
+
+def chosen_by(test_sets: list[TestSet], scores: list[Scores]) -> tuple[str, float]:
+    """The set whose PSNR chooses the best epoch, the first one with ground truth, and that PSNR; else "" and NaN."""
+    scored = (pair for pair in zip(test_sets, scores, strict=True) if pair[0].scored)
+    return next(((test_set.name, score.psnr) for test_set, score in scored), ("", math.nan))

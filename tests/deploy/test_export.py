@@ -1,6 +1,7 @@
 """The way out: folds that are checked, every form against torch, files that run without this framework."""
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -28,10 +29,10 @@ from model import build_model
 from model.checkpoint import pack, rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import RecConv, fold, is_recalibrated, recalibrate
+from model.weights import load_tensors
 from option import parse_args
 from runtime.errors import UserError
-from runtime.files import digest
-from runtime.tensor_files import load_tensors, save_tensors
+from runtime.files import digest, save_tensors
 
 SHAPE = {"scale": 3, "n_feats": 12, "n_resgroups": 1, "groups": 4, "dilation": 2}
 
@@ -80,7 +81,7 @@ def drops_the_transform(network):
 
 def drops_the_dilation(network):
     broken = fold(network)
-    broken.hyperparameters = broken.hyperparameters | {"dilation": 1}
+    broken.config = dataclasses.replace(broken.config, dilation=1)
     return broken
 
 

@@ -21,8 +21,7 @@ from model.checkpoint import pack
 from model.krgn import KRGN
 from model.recalibration import fold
 from runtime.errors import UserError, printable
-from runtime.files import digest
-from runtime.tensor_files import save_tensors
+from runtime.files import digest, save_tensors
 
 SHAPE = {"scale": 2, "n_feats": 8, "n_resgroups": 1, "groups": 4}
 

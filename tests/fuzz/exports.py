@@ -15,7 +15,7 @@ def make(folder: Path, seed: int, count: int) -> None:
     import export
     from model.checkpoint import pack
     from model.krgn import KRGN
-    from runtime.tensor_files import save_tensors
+    from runtime.files import save_tensors
 
     chance = random.Random(seed)
     torch.manual_seed(seed)

@@ -30,7 +30,7 @@ def bases(folder: Path) -> dict[str, bytes]:
     from model.edsr import EDSR
     from model.krgn import KRGN
     from model.rcan import RCAN
-    from runtime.tensor_files import save_tensors
+    from runtime.files import save_tensors
 
     networks = {"KRGN": KRGN(scale=2, n_feats=8, n_resgroups=1), "EDSR": EDSR(scale=2, n_feats=8, n_resblocks=1)}
     networks["RCAN"] = RCAN(scale=2, n_feats=8, n_resgroups=1, n_resblocks=1, reduction=2)
@@ -172,8 +172,8 @@ def make(folder: Path, seed: int, count: int) -> None:
 def take(path: Path) -> None:
     """What main, export and the other programs do with a file of weights: a network and its output."""
     from model.checkpoint import facts_of, rebuild, unpack
+    from model.weights import load_tensors
     from option import follow_file, parse_args
-    from runtime.tensor_files import load_tensors
 
     checkpoint = unpack(load_tensors(path), str(path))
     follow_file(parse_args(["--pre_train", "x", "--cpu"]), facts_of(checkpoint))

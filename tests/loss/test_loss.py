@@ -13,8 +13,9 @@ from loss.adversarial import Adversarial
 from loss.names import ADVERSARIAL
 from loss.perceptual import Perceptual, load_vgg19, vgg19
 from loss.weighted import Charbonnier, FrequencyL1, Loss
+from model.weights import load_tensors
 from runtime.errors import UserError
-from runtime.tensor_files import load_tensors, save_tensors
+from runtime.files import save_tensors
 from train import monitor
 
 

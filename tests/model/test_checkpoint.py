@@ -20,9 +20,10 @@ from model import build_model
 from model.checkpoint import load_pre_trained, load_weights, pack, rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import RecConv, fold, is_recalibrated
+from model.weights import load_tensors
 from option import parse_args
 from runtime.errors import UserError
-from runtime.tensor_files import load_tensors, save_tensors
+from runtime.files import save_tensors
 
 SHAPE = {"scale": 2, "n_feats": 16, "n_resgroups": 2, "groups": 4, "dilation": 2}
 

@@ -14,7 +14,7 @@ from model.checkpoint import pack
 from model.edsr import EDSR
 from model.krgn import KRGN
 from model.recalibration import is_recalibrated
-from runtime.tensor_files import save_tensors
+from runtime.files import save_tensors
 
 
 def krgn(**options) -> KRGN:

@@ -20,9 +20,10 @@ from model.checkpoint import load_pre_trained, model_of, pack, rebuild, unpack
 from model.edsr import EDSR
 from model.rcan import RCAN
 from model.recalibration import RecConv, basis_is_frozen, is_recalibrated
+from model.weights import load_tensors
 from option import OptionError, parse_args
 from runtime.errors import UserError
-from runtime.tensor_files import load_tensors, save_tensors
+from runtime.files import save_tensors
 
 TINY = {
     "KRGN": "--model KRGN --n_feats 8 --n_resgroups 1",

@@ -294,8 +294,8 @@ def test_published_scores_in_tiles(shared):
     """Set5 x4 with the published weights: tiles give the whole images' scores."""
     from data import build_test_sets
     from model.checkpoint import rebuild, unpack
+    from model.weights import load_tensors
     from option import parse_args
-    from runtime.tensor_files import load_tensors
 
     path = str(shared / "weights/CFGN_x4.pt")
     network = rebuild(unpack(load_tensors(Path(path)), path))

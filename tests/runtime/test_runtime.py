@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, assert_one_line, command
 
+from model.files import open_regular
+from model.memory import available_memory
 from runtime.errors import UserError, printable
-from runtime.files import open_regular, read_json, read_regular
-from runtime.hardware import available_memory
+from runtime.files import read_json, read_regular
 from runtime.log import log_to, start_log
 
 
@@ -115,7 +116,7 @@ def test_memory_of_version_1_groups(tmp_path, inside):
 
 
 def test_memory_that_ulimit_leaves():
-    code = "import sys; sys.path.insert(0, 'src'); from runtime import hardware; print(hardware.available_memory())"
+    code = "import sys; sys.path.insert(0, 'src'); from model import memory; print(memory.available_memory())"
     limited = f"ulimit -v 6000000; exec {sys.executable} -c {shlex.quote(code)}"
     run = subprocess.run(["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True)
     assert 0 < int(run.stdout) < 6_000_000 * 1024, run.stderr

@@ -9,8 +9,8 @@ import pytest
 from conftest import assert_one_line, program
 from helpers import launch
 
+from model.weights import load_tensors
 from runtime.errors import UserError
-from runtime.tensor_files import load_tensors
 from studies import ablation
 
 

@@ -14,7 +14,7 @@ from conftest import SRC, small_run
 from forked import Program
 from helpers import history, launch, scores, wait_for, weights
 
-from runtime.tensor_files import load_tensors
+from model.weights import load_tensors
 
 
 def free_port() -> int:

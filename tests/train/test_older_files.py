@@ -14,7 +14,7 @@ from helpers import history, launch, weights
 
 from model.checkpoint import rebuild, unpack
 from model.recalibration import fold, is_recalibrated
-from runtime.tensor_files import load_tensors
+from model.weights import load_tensors
 
 RUN = ROOT / "tests/train/files/run_2026_11"
 

@@ -17,12 +17,12 @@ from helpers import equal, history, launch, weights
 from data.image import write_png
 from evaluation.evaluate import Evaluator
 from evaluation.metrics import Scores
+from model.weights import load_tensors
 from option import _STRUCTURE, build_parser, checked_values, parse_args
 from reporting import figures
 from runtime import files
 from runtime.errors import UserError
-from runtime.files import digest
-from runtime.tensor_files import load_tensors, save_tensors
+from runtime.files import digest, save_tensors
 
 
 def begun(small_set, *flags: str):

@@ -25,10 +25,11 @@ from loss.weighted import Loss
 from model.checkpoint import rebuild, unpack
 from model.krgn import KRGN
 from model.recalibration import fold
+from model.weights import load_tensors
 from option import parse_args
 from reporting import figures
 from runtime.errors import UserError
-from runtime.tensor_files import load_tensors, save_tensors
+from runtime.files import save_tensors
 from studies import verify_resume
 from train import build, monitor, trainer
 from train.optim import MovingAverage, OptimizerConfig, Schedule, make_optimizer, make_scheduler, step_if

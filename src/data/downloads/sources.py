@@ -23,8 +23,8 @@ from typing import BinaryIO
 
 from data.image import read_size
 from data.listing import BROKEN, EMPTY, hidden, is_image, walk
+from model.files import open_regular
 from runtime.errors import UserError, printable
-from runtime.files import open_regular
 
 LARGEST = 1 << 30  # bytes of one image: more means a damaged header or a file made to exhaust the memory
 HEAD = 1 << 16  # bytes that contain an image's size
