@@ -6,8 +6,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 cd "$ROOT/src"
 
-step() { printf '\n== %s\n' "$*"; }
-
 step "data: photographs of scikit-image in DIV2K's shape"
 "$PYTHON" -m studies.demo data
 

@@ -1,4 +1,4 @@
-# Sourced by the other scripts. Sets $ROOT, the project's folder, and $PYTHON, a Python 3.10 or newer with the packages
+# Sourced by the other scripts. Defines step and fail, which print; sets $ROOT, the project's folder, and $PYTHON, a Python 3.10 or newer with the packages
 # of the requirement files that are named:
 #
 #     source scripts/setup.sh requirements.txt [requirements-dev.txt]
@@ -11,6 +11,8 @@ fail() {
     echo "error: $*" >&2
     exit 1
 }
+
+step() { printf '\n== %s\n' "$*"; }
 
 if [ -n "${VIRTUAL_ENV:-}" ]; then
     environment="$VIRTUAL_ENV"

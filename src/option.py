@@ -163,7 +163,7 @@ def continue_with(args: Options, stored: dict, given: list[str]) -> Options:
         now, was = getattr(args, flag), stored.get(flag)
         if _meaning(flag, now, stored) != _meaning(flag, was, stored):
             raise OptionError(
-                f"--{flag} {_text(now)}, but --load {args.load} was started with {_text(was)}: drop --{flag} to go on, "
+                f"--{flag} {_text(flag, now)}, but --load {args.load} was started with {_text(flag, was)}: drop --{flag} to go on, "
                 + (
                     f"or start another run from its weights with --pre_train {Path(args.dir_experiment, args.load)}/model/model_latest.pt"
                     if flag in _STRUCTURE
@@ -241,8 +241,9 @@ def _as_typed(flag: str, value) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _text(value) -> str:
-    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"
+def _text(flag: str, value) -> str:
+    """A flag's value as the command line writes it."""
+    return str(_as_typed(flag, value)) or "none"
 
 
 def parse_args(argv: list[str] | None = None) -> Options:
@@ -304,7 +305,7 @@ def _hardware_flags(add) -> None:
     add("--n_GPUs", type=whole_number(1), default=1, metavar="N",
         help="GPUs that one process uses (DataParallel); they share each batch (default 1)")
     add("--release_memory", action="store_true",
-        help="leave the C library's allocator as it is; otherwise glibc keeps up to 2 GiB of freed memory for the next layer, which saves page faults")
+        help="leave the C library's allocator as it is; otherwise glibc keeps up to 2 GiB of freed memory for the next layer, which avoids page faults")
     add("--seed", type=whole_number(0, 2**32 - 1), default=1, metavar="N",
         help="seed of everything random (default 1)")
     add("--precision", choices=("single", "half", "bf16", "auto"), default="single",
@@ -323,7 +324,7 @@ def _data_flags(add) -> None:
     add("--data_range", type=image_ranges, default=((1, 800), (801, 810)), metavar="A-B/C-D",
         help="images for training / testing in a set of DIV2K's shape, counted from 1 in the order of their names (default 1-800/801-810)")
     add("--ext", choices=("sep", "sep_reset", "img"), default="sep",
-        help="sep: keep a decoded .npy copy of each image in the set's bin/ folder, made where missing or outdated; sep_reset: make all of them anew first; img: decode each time (default sep)")
+        help="sep: keep a decoded .npy copy of each image in the set's bin/ folder, made where missing or outdated; sep_reset: make all of them again first; img: decode each time (default sep)")
     add("--scale", type=scale_factor, default=4, metavar="S", help="upscaling factor (default 4)")
     add("--patch_size", type=whole_number(1, 2**16), default=192, metavar="PIXELS",
         help="side of a training patch in HR pixels, a multiple of the scale (default 192)")
@@ -337,18 +338,18 @@ def _data_flags(add) -> None:
 
 def _model_flags(add) -> None:
     add("--model", type=one_of(tuple(MODELS)), default="KRGN", metavar="NAME",
-        help=f"one of {', '.join(MODELS)}; with spandrel, --test_only tests any file that this package recognises (default: the network of --pre_train, else KRGN)")
+        help=f"one of {', '.join(MODELS)}; with spandrel, --test_only tests any file that the package spandrel recognises (default: the network of --pre_train, else KRGN)")
     add("--pre_train", type=weights_file, default="", metavar="FILE",
-        help="weights to start from or to test: a file, off which size, groups and kernels are read, or a released network's name, as in KRGN_x4")
+        help="weights to start from or to test: a file, from which size, groups and kernels are read, or the name of a released network, as in KRGN_x4")
     add("--n_feats", type=whole_number(1, 4096), default=64, metavar="N", help="feature channels (default 64)")
     add("--n_resgroups", type=whole_number(1, 1000), default=9, metavar="N",
         help="PMRB blocks of KRGN and CFGN, residual groups of RCAN (default 9, RCAN 10)")
     add("--n_resblocks", type=whole_number(1, 1000), default=16, metavar="N",
         help="residual blocks of EDSR, and in each group of RCAN (default 16, RCAN 20)")
     add("--res_scale", type=number(above=0), default=1, metavar="F",
-        help="EDSR: what each block's output is multiplied by, 0.1 in the full network (default 1)")
+        help="EDSR: factor of each block's output, 0.1 in the full network (default 1)")
     add("--reduction", type=whole_number(1, 4096), default=16, metavar="N",
-        help="RCAN: what its attention divides the channels by (default 16)")
+        help="RCAN: channel reduction of its attention (default 16)")
     add("--groups", type=whole_number(0), default=0, metavar="N",
         help="KRGN, CFGN: groups of the recalibrated convolutions; 0: depth-wise (default 0, CFGN 32)")
     add("--dilation", type=whole_number(1, 64), default=3, metavar="N",
@@ -370,44 +371,44 @@ def _training_flags(add) -> None:
     add("--batch_size", type=whole_number(1, 2**20), default=16, metavar="N",
         help="patches a batch, over all GPUs (default 16)")
     add("--split_batch", type=whole_number(1), default=1, metavar="N",
-        help="run a batch in N parts and add up their gradients: less memory, same result (default 1)")
+        help="gradient accumulation: run a batch in N parts; less memory, same result (default 1)")
     add("--reset", action="store_true",
-        help="delete the experiment --save names, if this program made it, and start anew")
+        help="delete the experiment --save names, if this program made it, and start again")
     add("--load", default="", metavar="NAME",
-        help="go on with the training run experiment/NAME where it stopped")
+        help="resume the training run experiment/NAME where it stopped")
     add("--resume", type=whole_number(0), default=0, metavar="EPOCH",
-        help="with --load: go on from this epoch, kept by --save_models; 0: from the last state (default 0)")
+        help="with --load: resume from this epoch, kept by --save_models; 0: from the last state (default 0)")
     add("--override", type=plain_names, default=(), metavar="FLAG+FLAG",
         help="with --load: flags that may differ from those the run was started with, as in --override lr+decay")
     add("--save_every", type=number(least=0), default=10, metavar="MINUTES",
-        help="save the state within an epoch this often: what a kill costs at most; 0: only after epochs (default 10)")
+        help="save the state within an epoch this often, so a kill costs no more; 0: only after epochs (default 10)")
     add("--compile", action="store_true",
-        help="compile the network with torch.compile, where it can (default: do not)")
+        help="compile the network with torch.compile, where it can (default: no)")
 
 
 def _optimisation_flags(add) -> None:
     add("--lr", type=number(above=0), default=1e-4, metavar="RATE", help="learning rate (default 1e-4)")
     add("--decay", type=rising_epochs, default=(200,), metavar="E-E",
-        help="epochs after which the rate is multiplied by --gamma, as in 200-400-600 (default 200)")
+        help="epochs after which the learning rate is multiplied by --gamma, as in 200-400-600 (default 200)")
     add("--gamma", type=number(above=0), default=0.5, metavar="F",
         help="factor of the learning rate at each --decay (default 0.5)")
     add("--schedule", choices=("step", "cosine"), default="step",
         help="step: by --decay and --gamma; cosine: falls to 0 over --epochs along half a cosine (default step)")
     add("--warmup", type=whole_number(0), default=0, metavar="BATCHES",
-        help="batches over which the rate rises linearly at the start (default 0)")
+        help="warm-up: batches over which the learning rate rises linearly at the start (default 0)")
     add("--ema", type=number(least=0, below=1), default=0, metavar="D",
-        help="keep a moving average of the weights, D of the old one at each batch, as in 0.999, and validate and release that; 0: do not (default 0)")
+        help="keep an exponential moving average (EMA) of the weights with this decay, as in 0.999, and validate and release it; 0: none (default 0)")
     add("--optimizer", type=one_of(OPTIMIZERS), default="ADAM", metavar="NAME",
         help=f"one of {', '.join(OPTIMIZERS)} (default ADAM)")
     add("--momentum", type=number(least=0), default=0.9, metavar="M",
-        help="of SGD and RMSprop (default 0.9)")
+        help="momentum of SGD and RMSprop (default 0.9)")
     add("--betas", type=number(least=0, below=1), nargs=2, default=(0.9, 0.999), metavar=("B1", "B2"),
-        help="of ADAM and ADAMW (default 0.9 0.999)")
+        help="decay of the moments of ADAM and ADAMW (default 0.9 0.999)")
     add("--epsilon", type=number(above=0), default=1e-8, metavar="E",
-        help="of ADAM, ADAMW and RMSprop (default 1e-8)")
+        help="added to the denominator of ADAM, ADAMW and RMSprop (default 1e-8)")
     add("--weight_decay", type=number(least=0), default=0, metavar="W", help="weight decay (default 0)")
     add("--gclip", type=number(least=0), default=0, metavar="V",
-        help="clip each gradient to -V..V; 0: do not (default 0)")
+        help="clip each gradient to -V..V; 0: no clipping (default 0)")
     add("--loss", type=loss_terms, default=((1.0, "L1"),), metavar="W*NAME+...",
         help=f"weighted sum of losses, as in 5*VGG54+0.15*GAN; there are {', '.join(LOSSES)} (default 1*L1)")
     add("--vgg_weights", default="", metavar="FILE",
@@ -420,11 +421,11 @@ def _testing_flags(add) -> None:
     add("--test_only", action="store_true",
         help="test the weights of --pre_train; recalibrated kernels are folded first")
     add("--chop", action="store_true",
-        help="run an image as four overlapping quadrants: less memory, and how published scores were taken")
+        help="run an image as four overlapping quadrants: less memory, and the way published scores were measured")
     add("--tile", type=whole_number(0), default=0, metavar="PIXELS",
         help="run an image as tiles of so many LR pixels each side, with the whole image's result in a tile's memory; 0: only where the whole image does not fit (default 0)")
     add("--metric_channel", choices=("y", "rgb"), default="y",
-        help="what PSNR and SSIM compare: luma Y, as in publications, or RGB (default y)")
+        help="what PSNR and SSIM compare: luma Y, as in publications (BasicSR's test_y_channel), or RGB; a border of --scale pixels is left out (crop_border) (default y)")
     add("--perceptual", type=plain_names, default=(), metavar="A+B",
         help="learned distances too, lpips and dists; needs requirements-extra.txt (default: none)")
     add("--self_ensemble", action="store_true",

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from model.krgn import CCA, KRGN, RCG
+from model.krgn import CCA, KRGN, RCG, Statistics
 
 
 def for_deployment(network: nn.Module) -> nn.Module:
@@ -48,7 +48,8 @@ class PlainCCA(nn.Module):
         super().__init__()
         self.cca = cca
 
-    def forward(self, x: torch.Tensor, plus: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, plus: torch.Tensor, statistics: Statistics | None = None) -> torch.Tensor:
+        """`statistics` are those of the CPU's fused operator, which a graph does not have: they are taken here."""
         mean = nn.functional.adaptive_avg_pool2d(x, 1)
         variance = nn.functional.adaptive_avg_pool2d((x - mean) * (x - mean), 1)
         return x * self.cca.attention(mean, variance) + plus

@@ -1,4 +1,4 @@
-"""Adversarial losses: a discriminator that learns to tell SR from HR, and how far the network deceives it.
+"""Adversarial losses: a discriminator that learns to tell SR from HR, and how well the network deceives it.
 
 - GAN: SRGAN, arXiv 1609.04802; the standard loss, with the network's part in its non-saturating form.
 - RGAN: ESRGAN's relativistic average, arXiv 1809.00219: is HR more real than the mean SR, and SR than the mean HR?
@@ -62,9 +62,9 @@ class Adversarial(nn.Module):
         if self.kind == "WGAN_GP":
             return -fake.mean()
         if self.kind == "GAN":
-            return _distance_from(fake, real=True)
+            return _cross_entropy(fake, real=True)
         real = self._judge(hr)
-        return _distance_from(fake - real.mean(), real=True) + _distance_from(real - fake.mean(), real=False)
+        return _cross_entropy(fake - real.mean(), real=True) + _cross_entropy(real - fake.mean(), real=False)
 
     def critic_loss(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
         """The discriminator's loss. (N, C, P, P) each -> a scalar; the network gets no gradient."""
@@ -74,8 +74,8 @@ class Adversarial(nn.Module):
         if self.kind == "WGAN_GP":
             return fake.mean() - real.mean() + PENALTY * self._gradient_penalty(sr, hr)
         if self.kind == "GAN":
-            return _distance_from(real, real=True) + _distance_from(fake, real=False)
-        return _distance_from(real - fake.mean(), real=True) + _distance_from(fake - real.mean(), real=False)
+            return _cross_entropy(real, real=True) + _cross_entropy(fake, real=False)
+        return _cross_entropy(real - fake.mean(), real=True) + _cross_entropy(fake - real.mean(), real=False)
 
     def _judge(self, images: torch.Tensor) -> torch.Tensor:
         return self.discriminator(images * (2 / self.rgb_range) - 1)
@@ -89,6 +89,6 @@ class Adversarial(nn.Module):
         return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-def _distance_from(logits: torch.Tensor, *, real: bool) -> torch.Tensor:
-    """How far the discriminator is from saying "real", or "fake"."""
+def _cross_entropy(logits: torch.Tensor, *, real: bool) -> torch.Tensor:
+    """The cross-entropy of the discriminator's logits with "real", or with "fake"."""
     return binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))

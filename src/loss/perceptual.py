@@ -71,7 +71,7 @@ def load_vgg19(path: str, read: Callable[[Path], dict]) -> dict[str, torch.Tenso
     Raises:
         UserError: if the file is of another network, or there is no download.
     """
-    mend = f"download {URL} and name the file with --vgg_weights"
+    fix = f"download {URL} and name the file with --vgg_weights"
     if path:
         state = statedict.find(read(Path(path)), path)
     else:
@@ -79,13 +79,13 @@ def load_vgg19(path: str, read: Callable[[Path], dict]) -> dict[str, torch.Tenso
             state = torch.hub.load_state_dict_from_url(URL, map_location="cpu", check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:  # no network, no disk; a damaged download
             raise UserError(
-                f"VGG19: {URL} cannot be downloaded ({str(error) or type(error).__name__}): {mend}"
+                f"VGG19: {URL} cannot be downloaded ({str(error) or type(error).__name__}): {fix}"
             ) from None
     wanted = {f"features.{name}": tuple(tensor.shape) for name, tensor in vgg19(5, 4).state_dict().items()}
     found = {name: tuple(getattr(state[name], "shape", ())) for name in wanted if name in state}
     if found != wanted:
         wrong = next(name for name in wanted if found.get(name) != wanted[name])
         raise UserError(
-            f"--vgg_weights {path}: {wrong} is {found.get(wrong, 'missing')}, expected {wanted[wrong]}: {mend}"
+            f"--vgg_weights {path}: {wrong} is {found.get(wrong, 'missing')}, expected {wanted[wrong]}: {fix}"
         )
     return state

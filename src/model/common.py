@@ -145,3 +145,25 @@ def scale_of_upsampler(state: dict[str, torch.Tensor], prefix: str) -> int:
     """The scale of the `stepwise_upsampler` whose names in a state dict start with `prefix`."""
     weights = [tensor for name, tensor in state.items() if re.fullmatch(re.escape(prefix) + r"\d+\.weight", name)]
     return math.prod(math.isqrt(weight.shape[0] // weight.shape[1]) for weight in weights)
+
+
+class HeadBodyTail(nn.Module):
+    """The frame of EDSR and RCAN: 3x3 convolution, blocks and a 3x3 convolution with a skip around them, upsampling.
+
+    (N, n_colors, H, W) in 0..`rgb_range`, float -> (N, n_colors, scale * H, scale * W), not clamped.
+
+    Args:
+        blocks: made one after the other when the body is, so that initial weights depend on the seed alone.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module], *, scale: int, n_feats: int, n_colors: int, rgb_range: float):
+        super().__init__()
+        self.sub_mean = MeanShift(n_colors=n_colors, rgb_range=rgb_range, sign=-1)
+        self.head = nn.Sequential(nn.Conv2d(n_colors, n_feats, 3, padding=1))
+        self.body = nn.Sequential(*blocks, nn.Conv2d(n_feats, n_feats, 3, padding=1))
+        self.tail = nn.Sequential(stepwise_upsampler(n_feats, scale), nn.Conv2d(n_feats, n_colors, 3, padding=1))
+        self.add_mean = MeanShift(n_colors=n_colors, rgb_range=rgb_range, sign=+1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shallow = self.head(self.sub_mean(x))
+        return self.add_mean(self.tail(self.body(shallow) + shallow))

@@ -15,7 +15,7 @@ import re
 import torch
 from torch import nn
 
-from .common import MeanShift, range_of_shift, scale_of_upsampler, stepwise_upsampler
+from .common import HeadBodyTail, range_of_shift, scale_of_upsampler
 
 TAIL = "tail."  # names of the layers that depend on the scale
 UNSEEN = {"res_scale": 1.0}  # hyper-parameters that a state dict does not show
@@ -35,7 +35,7 @@ class ResBlock(nn.Module):
         return self.body(x) * self.res_scale + x
 
 
-class EDSR(nn.Module):
+class EDSR(HeadBodyTail):
     """Enhanced deep super-resolution network.
 
     (N, n_colors, H, W) in 0..`rgb_range`, float -> (N, n_colors, scale * H, scale * W), not clamped. Any H, W >= 1.
@@ -62,7 +62,8 @@ class EDSR(nn.Module):
         n_colors: int = 3,
         rgb_range: float = 255,
     ):
-        super().__init__()
+        blocks = (ResBlock(n_feats=n_feats, res_scale=res_scale) for _ in range(n_resblocks))
+        super().__init__(blocks, scale=scale, n_feats=n_feats, n_colors=n_colors, rgb_range=rgb_range)
         # What the network must be rebuilt from, kept for checkpoints.
         self.hyperparameters = {
             "scale": scale,
@@ -72,18 +73,6 @@ class EDSR(nn.Module):
             "n_colors": n_colors,
             "rgb_range": rgb_range,
         }
-        self.sub_mean = MeanShift(n_colors=n_colors, rgb_range=rgb_range, sign=-1)
-        self.head = nn.Sequential(nn.Conv2d(n_colors, n_feats, 3, padding=1))
-        self.body = nn.Sequential(
-            *(ResBlock(n_feats=n_feats, res_scale=res_scale) for _ in range(n_resblocks)),
-            nn.Conv2d(n_feats, n_feats, 3, padding=1),
-        )
-        self.tail = nn.Sequential(stepwise_upsampler(n_feats, scale), nn.Conv2d(n_feats, n_colors, 3, padding=1))
-        self.add_mean = MeanShift(n_colors=n_colors, rgb_range=rgb_range, sign=+1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shallow = self.head(self.sub_mean(x))
-        return self.add_mean(self.tail(self.body(shallow) + shallow))
 
 
 NETWORK = EDSR

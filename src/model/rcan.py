@@ -15,7 +15,7 @@ import re
 import torch
 from torch import nn
 
-from .common import MeanShift, range_of_shift, scale_of_upsampler, stepwise_upsampler
+from .common import HeadBodyTail, range_of_shift, scale_of_upsampler
 
 TAIL = "tail."  # names of the layers that depend on the scale
 UNSEEN: dict = {}  # hyper-parameters that a state dict does not show: none
@@ -68,7 +68,7 @@ class ResidualGroup(nn.Module):
         return self.body(x) + x
 
 
-class RCAN(nn.Module):
+class RCAN(HeadBodyTail):
     """Residual channel attention network.
 
     (N, n_colors, H, W) in 0..`rgb_range`, float -> (N, n_colors, scale * H, scale * W), not clamped. Any H, W >= 1.
@@ -97,9 +97,12 @@ class RCAN(nn.Module):
         n_colors: int = 3,
         rgb_range: float = 255,
     ):
-        super().__init__()
         if n_feats < reduction:
             raise ValueError(f"reduction: got {reduction}, expected at most n_feats ({n_feats})")
+        blocks = (
+            ResidualGroup(n_resblocks=n_resblocks, n_feats=n_feats, reduction=reduction) for _ in range(n_resgroups)
+        )
+        super().__init__(blocks, scale=scale, n_feats=n_feats, n_colors=n_colors, rgb_range=rgb_range)
         # What the network must be rebuilt from, kept for checkpoints.
         self.hyperparameters = {
             "scale": scale,
@@ -110,18 +113,6 @@ class RCAN(nn.Module):
             "n_colors": n_colors,
             "rgb_range": rgb_range,
         }
-        self.sub_mean = MeanShift(n_colors=n_colors, rgb_range=rgb_range, sign=-1)
-        self.head = nn.Sequential(nn.Conv2d(n_colors, n_feats, 3, padding=1))
-        self.body = nn.Sequential(
-            *(ResidualGroup(n_resblocks=n_resblocks, n_feats=n_feats, reduction=reduction) for _ in range(n_resgroups)),
-            nn.Conv2d(n_feats, n_feats, 3, padding=1),
-        )
-        self.tail = nn.Sequential(stepwise_upsampler(n_feats, scale), nn.Conv2d(n_feats, n_colors, 3, padding=1))
-        self.add_mean = MeanShift(n_colors=n_colors, rgb_range=rgb_range, sign=+1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shallow = self.head(self.sub_mean(x))
-        return self.add_mean(self.tail(self.body(shallow) + shallow))
 
 
 NETWORK = RCAN

@@ -1,4 +1,4 @@
-"""How a run ends early: one line for what the user can mend, a clean stop on Ctrl-C and SIGTERM, a traceback for bugs.
+"""How a run ends early: one line for what the user can fix, a clean stop on Ctrl-C and SIGTERM, a traceback for bugs.
 
 Nothing heavy is imported, so that main.py is ready for signals before its heavy imports.
 """
@@ -10,13 +10,13 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 
-from model.errors import UserError as UserError  # whoever ends a run early finds all it takes here
+from model.errors import UserError as UserError  # the library's error is the framework's
 from model.errors import printable as printable
 from model.errors import says_out_of_memory as says_out_of_memory
 
 
 class Interrupted(BaseException):
-    """Ctrl-C, SIGTERM or SIGHUP arrived: raised wherever the main thread is, but not inside `held`, and once only."""
+    """Ctrl-C, SIGTERM or SIGHUP arrived: raised once, in the main thread wherever it is, except inside `held`."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -26,7 +26,7 @@ class Interrupted(BaseException):
 class _Signals:
     held = 0
     pending: int | None = None
-    served = False  # the first signal is being served; whoever sends more of them gets the same end
+    served = False  # the first signal is being handled; further ones change nothing
 
     @classmethod
     def handle(cls, signum, _frame):
@@ -58,7 +58,7 @@ class _Signals:
 
 @contextmanager
 def held():
-    """Inside, a signal waits until the block's end, so that what belongs together is done wholly or not at all."""
+    """Inside, a signal waits until the block's end, so that steps that belong together are all done or none."""
     _Signals.held += 1
     try:
         yield
@@ -71,12 +71,12 @@ def held():
 
 
 def pending() -> int | None:
-    """The signal that waits for the end of `held`, if there is one."""
+    """The number of the signal that waits for the end of `held`, or None."""
     return _Signals.pending
 
 
 class _Steady:
-    """A stream whose reader may go away: a closed terminal, or `| head` that has seen enough, end no program."""
+    """A stream whose reader may go away: neither a closed terminal nor `| head` ends the program."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -100,8 +100,8 @@ class _Steady:
 
 
 def steady_streams() -> None:
-    """Has standard output and error outlive their readers, and escape what a terminal's encoding cannot say, as that of
-    LANG=C or Windows' code pages."""
+    """Makes standard output and error survive their readers, and escape characters that the terminal's encoding lacks,
+    as with LANG=C or the code pages of Windows."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):  # not where a notebook or a test has put something else there
@@ -125,7 +125,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         _run(main)
     finally:
-        # What is left is the interpreter's own end, whose handlers must not be interrupted.
+        # Only the interpreter's shutdown is left, whose handlers must not be interrupted.
         _Signals.served = True
 
 
