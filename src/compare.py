@@ -24,8 +24,9 @@ from data.sets import Opening, open_test_sets
 from data.testset import TestSet
 from evaluation.evaluate import evaluate
 from evaluation.metrics import Protocol
-from model import MODELS, cffb, count_parameters
+from model import cffb
 from model.checkpoint import model_of, rebuild, unpack
+from model.networks import MODELS, count_parameters
 from model.precision import AUTOCAST, autocast, cpu_features, resolve
 from model.recalibration import fold, is_recalibrated
 from model.tiling import peak_bytes

@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 from evaluation.kernels import effective_rank, effective_receptive_field, half_width, kl_matrix, mean_divergence
-from model import MODELS, cffb
+from model import cffb
 from model.checkpoint import Checkpoint, model_of, rebuild, unpack
+from model.networks import MODELS
 from model.recalibration import fold
 from model.tiling import Tiles
 from model.weights import load_tensors

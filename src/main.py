@@ -13,8 +13,9 @@ def main(args: Options) -> None:
 
     from data import build_test_sets, build_train_set
     from evaluation.evaluate import build_evaluator
-    from model import build_model, cffb, describe, external, precision
+    from model import cffb, external, precision
     from model.checkpoint import facts_of, load_pre_trained, unpack
+    from model.networks import build_model, describe
     from model.recalibration import fold
     from model.weights import load_tensors
     from runtime import distributed

@@ -15,9 +15,10 @@ from data.image import write_png
 from data.sets import Opening, open_test_sets
 from evaluation.metrics import psnr_ssim
 from evaluation.results import read_results
-from model import count_parameters, tiling
+from model import tiling
 from model.checkpoint import pack
 from model.krgn import KRGN
+from model.networks import count_parameters
 from model.recalibration import fold
 from reporting import tables
 from runtime import csvfiles

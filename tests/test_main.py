@@ -21,9 +21,9 @@ from data import build_test_sets, usable_cores
 from data.image import read_image, write_png
 from evaluation.evaluate import Evaluator, evaluate
 from evaluation.metrics import Scores
-from model import build_model
 from model.checkpoint import pack, rebuild, unpack
 from model.krgn import KRGN
+from model.networks import build_model
 from model.recalibration import is_recalibrated
 from model.weights import load_tensors
 from option import parse_args

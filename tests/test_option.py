@@ -9,8 +9,8 @@ from conftest import ROOT, assert_one_line, command
 from loss.names import PERCEPTUAL, PIXELWISE
 from loss.perceptual import LAYERS
 from loss.weighted import Loss
-from model import MODELS
 from model.names import NETWORKS
+from model.networks import MODELS
 from option import OptionError, build_parser, continue_with, parse_args
 
 # Names and defaults that users' launch lines rely on: a change here breaks them.

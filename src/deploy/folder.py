@@ -28,8 +28,8 @@ from deploy.measure import (
 from deploy.onnx_form import OPSET
 from deploy.report import REPORT, SAFETENSORS
 from deploy.rewrite import mean_shift_notes
-from model import count_parameters
 from model.checkpoint import model_of, rebuild, unpack
+from model.networks import count_parameters
 from model.weights import load_tensors
 from runtime.errors import UserError
 from runtime.files import digest, write_bytes

@@ -14,8 +14,8 @@ from deploy.context import ExportContext, Runner, torch_runner
 from deploy.ncnn_form import read_ncnn, write_ncnn
 from deploy.onnx_form import read_onnx, write_onnx, write_onnx_fp16, write_onnx_int8
 from deploy.program import read_program, write_program
-from model import MODELS
 from model.checkpoint import model_of, rebuild, unpack
+from model.networks import MODELS
 from model.weights import load_tensors
 from runtime.errors import UserError
 from runtime.files import save_tensors

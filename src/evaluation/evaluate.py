@@ -21,7 +21,7 @@ from evaluation.metrics import Protocol, Scores, perceptual_metrics, psnr_ssim, 
 from evaluation.pictures import Writer, with_lr_chroma, write_image
 from evaluation.results import SetResult
 from evaluation.runner import ImageRunner
-from model import describe
+from model.networks import describe
 from model.precision import autocast
 from runtime import distributed
 from runtime.errors import UserError, printable

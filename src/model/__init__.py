@@ -21,15 +21,13 @@ if TYPE_CHECKING:
     from . import cffb
     from .krgn import KRGN
     from .library import load, upscale
-    from .networks import MODELS, build_model, count_parameters, describe
+    from .networks import count_parameters, describe
     from .recalibration import RecConv, fold, fuse, recalibrate
 
 __all__ = [
     "KRGN",
-    "MODELS",
     "RecConv",
     "UserError",
-    "build_model",
     "cffb",
     "count_parameters",
     "describe",
@@ -42,9 +40,7 @@ __all__ = [
 
 _MODULE_OF = {
     "KRGN": "krgn",
-    "MODELS": "networks",
     "RecConv": "recalibration",
-    "build_model": "networks",
     "count_parameters": "networks",
     "describe": "networks",
     "fold": "recalibration",

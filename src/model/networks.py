@@ -47,8 +47,13 @@ def _in_body(name: str, convolution: nn.Module) -> bool:
     return name.startswith("body.") and max(convolution.kernel_size) > 1
 
 
-def describe(network: nn.Module, name: str) -> str:
-    """One line: the network, its kernels, and its parameters in training form and deployed (folded)."""
+def describe(network: nn.Module, name: str | None = None) -> str:
+    """One line: the network, its kernels, and its parameters in training form and deployed (folded).
+
+    Args:
+        name: of the network; by default that of its class.
+    """
+    name = name or type(network).__name__
     shape = {
         flag: f"{value:g}" if isinstance(value, float) else value for flag, value in network.hyperparameters.items()
     }

@@ -17,9 +17,9 @@ from data import folders
 from data.pairs import ImageSet, pair_up
 from data.testset import TestSet
 from evaluation.evaluate import evaluate
-from model import count_parameters
 from model.external import import_spandrel
 from model.krgn import KRGN
+from model.networks import count_parameters
 from model.precision import InPrecision, autocast
 from model.recalibration import RecConv, fold
 from runtime.hardware import keep_memory, timed

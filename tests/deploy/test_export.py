@@ -25,9 +25,9 @@ from deploy.fold import TOLERANCE, write_folded
 from deploy.measure import Latency
 from deploy.program import write_program
 from deploy.rewrite import for_deployment, mean_shift_notes, without_prelu
-from model import build_model
 from model.checkpoint import pack, rebuild, unpack
 from model.krgn import KRGN
+from model.networks import build_model
 from model.recalibration import RecConv, fold, is_recalibrated, recalibrate
 from model.weights import load_tensors
 from option import parse_args

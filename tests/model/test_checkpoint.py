@@ -16,9 +16,9 @@ import torch
 from helpers import followed, randomise
 
 from deploy.fold import write_folded
-from model import build_model
 from model.checkpoint import load_pre_trained, load_weights, pack, rebuild, unpack
 from model.krgn import KRGN
+from model.networks import build_model
 from model.recalibration import RecConv, fold, is_recalibrated
 from model.weights import load_tensors
 from option import parse_args

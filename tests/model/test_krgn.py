@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from model import count_parameters
 from model.krgn import CCA, KRGN, kernel_sets, structure
+from model.networks import count_parameters
 from model.recalibration import RecConv, fold, recalibrate
 from model.tiling import Tiles
 

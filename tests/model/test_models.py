@@ -15,9 +15,9 @@ import export
 import kl
 from data.image import read_image
 from main import main
-from model import MODELS, build_model, count_parameters
 from model.checkpoint import load_pre_trained, model_of, pack, rebuild, unpack
 from model.edsr import EDSR
+from model.networks import MODELS, build_model, count_parameters
 from model.rcan import RCAN
 from model.recalibration import RecConv, basis_is_frozen, is_recalibrated
 from model.weights import load_tensors
