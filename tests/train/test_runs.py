@@ -355,7 +355,12 @@ errors.run(main)
 @pytest.mark.parametrize(("first", "second"), [("SIGINT", "SIGTERM"), ("SIGTERM", "SIGINT"), ("SIGHUP", "SIGINT")])
 def test_a_second_signal_changes_nothing(first, second):
     process = subprocess.Popen(
-        [sys.executable, "-c", STUBBORN], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", STUBBORN],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(getattr(signal, first), signal.SIG_DFL),  # nohup's tests have it ignored
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(getattr(signal, first))
