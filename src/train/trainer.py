@@ -134,8 +134,8 @@ class Trainer:
                 asked = time.perf_counter()
                 lr, hr, names = next(batches)
                 waited += time.perf_counter() - asked
-                requests = self.requests.exchange()
                 result = self.step(lr, hr, loss_limit=self.monitor.loss_limit)
+                requests = self.requests.exchange()  # afterwards: a signal during the step is served with it
                 progress.batch += 1
                 for scheduler in self.schedulers:
                     scheduler.step()
