@@ -6,6 +6,8 @@ cd "$ROOT"
 echo "== ruff"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
+echo "== mypy"
+"$PYTHON" -m mypy
 echo "== pytest"
 # Test files are distributed over processes with one thread each; more threads than cores would slow one another down.
 OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
