@@ -33,7 +33,8 @@ def curves(history: list[dict]) -> dict[str, bytes]:
     """Loss and, where there are scores, PSNR over the epochs, as {"png": …, "pdf": …}.
 
     Args:
-        history: a dict per epoch with "epoch", "loss", and "<Set> PSNR" in dB for each set that was scored then.
+        history: a dict per epoch with "epoch", "loss", and "<Set> PSNR" in dB for each set that was scored then. The
+            curve of a set joins the epochs in which it was scored.
     """
     scores = [name for name in dict.fromkeys(name for row in history for name in row) if name.endswith(" PSNR")]
     figure = Figure(figsize=(10 if scores else 5, 3.6), layout="constrained")
@@ -44,8 +45,9 @@ def curves(history: list[dict]) -> dict[str, bytes]:
     axes[0].plot(epochs, [row["loss"] for row in history], color="#0072B2", marker=marker, markersize=4)
     axes[0].set_ylabel("training loss (mean of the epoch)")
     for name in scores:
-        values = [value if math.isfinite(value := row.get(name, math.nan)) else math.nan for row in history]
-        axes[1].plot(epochs, values, marker=marker, markersize=4, label=name.removesuffix(" PSNR"))
+        scored = {row["epoch"]: row[name] if math.isfinite(row[name]) else math.nan for row in history if name in row}
+        few = "o" if len(scored) < 40 else None
+        axes[1].plot(list(scored), list(scored.values()), marker=few, markersize=4, label=name.removesuffix(" PSNR"))
     if scores:
         axes[1].set_ylabel("PSNR of Y (dB)")
         axes[1].legend(frameon=False)
