@@ -8,6 +8,7 @@ Spot = tuple[float, float]
 Line = tuple[Spot, Spot]
 
 _ANGLES = (0, 180, 45, -45, 135, -135, 90, -90, 22, -22, 158, -158, 68, -68, 112, -112)
+_NOTHING, _MARKERS, _ANYTHING = range(3)  # what a label's line may cross
 _NEAR, _AWAY = (2.0, 3.5, 5.0), 8.0  # distances of a label from its marker: beside it, and least with a line
 
 
@@ -54,7 +55,8 @@ def place_labels(
     """The place of each point's label. Greedy: from the highest point down, the first free place.
 
     First the places beside the marker, where they are nearer to it than to another one. Then places further away with
-    a line to the marker that crosses nothing, then with one that crosses other markers.
+    a line to the marker that crosses nothing, then with one that crosses other markers, then any that covers no label
+    and no marker.
 
     Args:
         points: (x, y) in typographic points, inside `area`.
@@ -67,8 +69,12 @@ def place_labels(
     markers = [Box(x - marker, y - marker, x + marker, y + marker) for x, y in points]
     places, boxes, lines = [Place(0, 0, False)] * len(points), [], []
 
-    def fits(index: int, place: Place, box: Box, *, crossing: bool) -> bool:
-        if not box.inside(area) or any(map(box.overlaps, [*markers, *boxes])) or any(map(box.crossed_by, lines)):
+    def fits(index: int, place: Place, box: Box, crossing: int) -> bool:
+        if not box.inside(area) or any(map(box.overlaps, [*markers, *boxes])):
+            return False
+        if crossing == _ANYTHING:
+            return True
+        if any(map(box.crossed_by, lines)):
             return False
         own = (points[index], box.nearest(points[index]))
         others = [point for point in points if point != points[index]]
@@ -78,15 +84,17 @@ def place_labels(
             return False
         # Markers that overlap this one cannot be avoided.
         apart = [at for at, each in enumerate(markers) if not each.overlaps(markers[index])]
-        return crossing or not any(markers[at].crossed_by(own) for at in apart)
+        return crossing == _MARKERS or not any(markers[at].crossed_by(own) for at in apart)
 
     diagonal = math.dist((area.left, area.bottom), (area.right, area.top))
     for index in sorted(range(len(points)), key=lambda index: (-points[index][1], points[index][0])):
         beside = list(_candidates(sizes[index], marker, _NEAR, joined=False))
         away = list(_candidates(sizes[index], marker, _distances(diagonal), joined=True))
-        for place, crossing in [(place, False) for place in beside + away] + [(place, True) for place in away]:
+        candidates = [(place, _NOTHING) for place in beside + away]
+        candidates += [(place, crossing) for crossing in (_MARKERS, _ANYTHING) for place in away]
+        for place, crossing in candidates:
             box = _around(points[index], place, sizes[index])
-            if fits(index, place, box, crossing=crossing):
+            if fits(index, place, box, crossing):
                 places[index] = place
                 boxes.append(box)
                 lines += [(points[index], box.nearest(points[index]))] * place.joined
