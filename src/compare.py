@@ -4,7 +4,8 @@
 
 A row is a checkpoint, an experiment's folder (its best weights), or the word `bicubic`; all must have one scale. Every
 network is folded first, as it is deployed. The table is printed, and with --out written as Markdown, CSV, JSON and
-LaTeX.
+LaTeX. --plot Set5 draws PSNR on Set5 against latency, mult-adds and parameters beside the table, and with --table draws
+a table that was written before, without measuring anything.
 """
 
 import math
@@ -32,7 +33,9 @@ from model.recalibration import fold, is_recalibrated
 from model.tiling import peak_bytes
 from model.weights import load_tensors
 from option import build_parser as training_parser
-from reporting.tables import as_text, refuse_foreign, write_all
+from reporting.tables import as_text, make_folder, read_table, refuse_foreign, write_all
+from reporting.tradeoff import PUBLISHED as PUBLISHED_MARK
+from reporting.tradeoff import refuse_foreign_figures, write_figures
 from runtime.errors import UserError, run
 from runtime.files import digest
 from runtime.flags import Parser, number, path_flag, plain_names, scale_factor, weights_file, whole_number
@@ -133,7 +136,7 @@ def build_parser() -> Parser:
     default = training_parser().get_default
     # fmt: off
     add = parser.add_argument
-    add("rows", type=weights_file, nargs="+", metavar="ROW", help="checkpoint, experiment folder, or bicubic")
+    add("rows", type=weights_file, nargs="*", metavar="ROW", help="checkpoint, experiment folder, or bicubic")
     add("--dir_data", default=default("dir_data"), metavar="DIR", type=path_flag, help="folder of the data sets")
     add("--data_test", default="Set5+Set14", metavar="A+B", type=plain_names,
         help="test sets, or none (default Set5+Set14)")
@@ -151,6 +154,10 @@ def build_parser() -> Parser:
     add("--scale", type=scale_factor, metavar="S", help="for a table of bicubic alone")
     add("--published", action="store_true", help="add rows of what publications report, marked as such")
     add("--out", metavar="FILE", type=path_flag, help="write FILE.md, FILE.csv, FILE.json and FILE.tex")
+    add("--plot", default=(), metavar="A+B", type=plain_names,
+        help="draw PSNR on these test sets against latency, mult-adds and parameters, as FILE-A.png and FILE-A.pdf")
+    add("--table", metavar="FILE", type=path_flag,
+        help="with --plot: draw this JSON table of compare.py, and measure nothing (default --out: beside it)")
     # fmt: on
     return parser
 
@@ -167,13 +174,17 @@ class Conditions:
 
 def main(argv: list[str] | None = None) -> None:
     """Measures and prints the table; `errors.run` says how failures end."""
-    args = build_parser().parse_args(argv)
-    if args.chop and args.tile:
-        raise UserError(f"--chop and --tile {args.tile} are two ways to cut an image: give one of them")
-    if "Demo" in args.data_test:
-        raise UserError("--data_test Demo has no HR images to compare with: name other sets, or none")
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.table:
+        draw_again(args)
+        return
+    if not args.rows:
+        parser.error("the following arguments are required: ROW, as in compare.py bicubic KRGN_x4")
+    check_flags(args)
     if args.out:
         refuse_foreign(args.out)
+        refuse_foreign_figures(args.out, args.plot)
     cffb.build_when_needed()
     device = choose_device(cpu=args.cpu, n_gpus=1, asked=False)
     others = load_of_others()
@@ -203,7 +214,51 @@ def main(argv: list[str] | None = None) -> None:
     table = make_table(methods, test_sets, conditions, published=args.published)
     print("\n" + as_text(table))
     if args.out:
-        print(f"\nwritten: {', '.join(map(str, write_all(table, args.out)))}")
+        written = write_all(table, args.out) + write_figures(table, args.out, args.plot)
+        print(f"\nwritten: {', '.join(map(str, written))}")
+
+
+def check_flags(args) -> None:
+    """Refuses what cannot be measured or drawn, before anything is measured.
+
+    Raises:
+        UserError: with the flag to change.
+    """
+    if args.chop and args.tile:
+        raise UserError(f"--chop and --tile {args.tile} are two ways to cut an image: give one of them")
+    if "Demo" in args.data_test:
+        raise UserError("--data_test Demo has no HR images to compare with: name other sets, or none")
+    if args.plot and not args.out:
+        raise UserError(f"--plot {'+'.join(args.plot)} writes files beside the table: give --out FILE")
+    for name in args.plot:
+        if name not in args.data_test:
+            tested = "+".join(args.data_test)
+            raise UserError(f"--plot {name}: is not among --data_test {tested}: add it there, or plot one of these")
+    if args.plot and not args.published and all(row == "bicubic" for row in args.rows):
+        raise UserError("--plot: bicubic has no latency, mult-adds or parameters: add networks, or --published")
+
+
+def draw_again(args) -> None:
+    """Draws the figures of --plot from the table of --table.
+
+    Raises:
+        UserError: if there is nothing to draw, flags that measure were given, or the table lacks a set.
+    """
+    if not args.plot:
+        raise UserError(f"--table {args.table}: name the test set to draw, as in --plot Set5")
+    if args.rows:
+        raise UserError(f"--table {args.table} is drawn as it is: drop {args.rows[0]}, or measure anew without --table")
+    defaults = build_parser().parse_args([])
+    for name in vars(args).keys() - {"rows", "table", "plot", "out"}:
+        if getattr(args, name) != getattr(defaults, name):
+            raise UserError(f"--table {args.table} is drawn as it is: drop --{name}, or measure anew without --table")
+    try:
+        table = read_table(Path(args.table))
+    except UserError as error:
+        raise UserError(f"--table {error}") from None
+    stem = args.out or str(Path(args.table).with_suffix(""))
+    make_folder(stem)
+    print(f"written: {', '.join(map(str, write_figures(table, stem, args.plot)))}")
 
 
 def bicubic(scale: int) -> Method:
@@ -407,7 +462,7 @@ def published_rows(scale: int, columns: list[str]) -> list[list]:
         if its_scale != scale:
             continue
         parameters = printed.parameters and 1000 * printed.parameters
-        cells = {"method": f"{name} (published)", "parameters (deployed)": parameters}
+        cells = {"method": f"{name}{PUBLISHED_MARK}", "parameters (deployed)": parameters}
         cells |= {"mult-adds (G)": printed.mult_adds}
         for set_name, (psnr, ssim) in zip(SETS, printed.scores, strict=False):
             cells |= {f"{set_name} PSNR": psnr, f"{set_name} SSIM": ssim}

@@ -32,6 +32,8 @@ SPANDREL = "spandrel"  # any network that the package of this name reads off a f
 MODELS = NETWORKS | {SPANDREL: {}}  # which flags describe each network, with its defaults where none is given
 _NETWORK = ("n_feats", "n_resgroups", "n_resblocks", "groups", "dilation", "act", "res_scale", "reduction", "kernels")
 OPTIMIZERS = ("ADAM", "SGD", "RMSprop", "ADAMW")
+LEARNED = ("lpips", "dists")  # --perceptual
+METRICS = ("PSNR", "SSIM", *(name.upper() for name in LEARNED))  # --best_by
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -137,7 +139,7 @@ _STRUCTURE = frozenset(
 # What may differ when a run goes on: where and how fast it runs, and what it prints, not what it computes.
 _HARDWARE = frozenset({"cpu", "n_GPUs", "n_threads", "release_memory"})
 CHANGEABLE = _HARDWARE | frozenset(
-    {"dir_data", "dir_demo", "dir_experiment", "vgg_weights", "ext", "epochs", "print_every"}
+    {"dir_data", "dir_demo", "dir_experiment", "vgg_weights", "ext", "epochs", "print_every", "val_every"}
     | {"save_every", "compile", "no_tensorboard", "override", "split_batch", "tile", "perceptual"}
     | {"save", "load", "resume", "reset", "test_only", "save_models", "save_results", "save_gt"}
 )
@@ -285,6 +287,15 @@ def loss_terms(text: str) -> tuple[tuple[float, str], ...]:
     return tuple(terms)
 
 
+def set_and_metric(text: str) -> str:
+    """The value of --best_by, with the metric's name in capitals."""
+    name, _, metric = text.rpartition(":")
+    if not name or metric.upper() not in METRICS:
+        metrics = ", ".join(METRICS)
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected SET:METRIC with one of {metrics}, as in Set5:PSNR")
+    return f"{name}:{metric.upper()}"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `main.py`, with its flags in groups and their units in the help."""
     parser = Parser(
@@ -320,7 +331,7 @@ def _data_flags(add) -> None:
     add("--data_train", type=weighted_sets, default=((None, "DIV2K"),), metavar="[W*]A+[W*]B",
         help="training sets: folders of --dir_data in DIV2K's shape, or of any HR images; with weights, as in 3*DIV2K+1*Photos, patches come from the sets in these shares, without them each image counts the same (default DIV2K)")
     add("--data_test", type=plain_names, default=("DIV2K",), metavar="A+B",
-        help="test sets: folders of --dir_data/benchmark, sets in DIV2K's shape, or Demo; the first one's PSNR chooses the best weights (default DIV2K)")
+        help="test sets: folders of --dir_data/benchmark, sets in DIV2K's shape, or Demo; the first one's PSNR chooses the best weights, or --best_by (default DIV2K)")
     add("--data_range", type=image_ranges, default=((1, 800), (801, 810)), metavar="A-B/C-D",
         help="images for training / testing in a set of DIV2K's shape, counted from 1 in the order of their names (default 1-800/801-810)")
     add("--ext", choices=("sep", "sep_reset", "img"), default="sep",
@@ -368,6 +379,10 @@ def _training_flags(add) -> None:
         help="epochs to train; 0: until stopped (default 300)")
     add("--test_every", type=whole_number(0), default=1000, metavar="BATCHES",
         help="batches an epoch, after which the network is validated; 0: one pass over the images (default 1000)")
+    add("--val_every", type=whole_number(1), default=1, metavar="EPOCHS",
+        help="epochs between two validations on --data_test; the last of --epochs is always validated (default 1)")
+    add("--best_by", type=set_and_metric, default="", metavar="SET:METRIC",
+        help="the test set and the metric that choose model_best.pt, as in Set14:SSIM: PSNR, SSIM, or what --perceptual adds, LPIPS or DISTS, where lower is better (default: PSNR of the first test set with HR images)")
     add("--batch_size", type=whole_number(1, 2**20), default=16, metavar="N",
         help="patches a batch, over all GPUs (default 16)")
     add("--split_batch", type=whole_number(1), default=1, metavar="N",
@@ -500,8 +515,26 @@ def _check_values(options: Options) -> None:
     if options.kernels == "plain" and options.basis == "frozen":
         raise OptionError("--basis frozen needs recalibrated kernels: drop it, or drop --kernels plain")
 
+    _check_best_by(options)
     if options.schedule == "cosine" and not options.epochs:
         raise OptionError("--schedule cosine falls to 0 over --epochs: give a number of epochs above 0")
+
+
+def _check_best_by(options: Options) -> None:
+    """Raises OptionError if a training does not measure what --best_by names."""
+    name, _, metric = options.best_by.rpartition(":")
+    if not name or options.test_only:
+        return
+    if name not in options.data_test:
+        raise OptionError(
+            f"--best_by {options.best_by}: {name} is not among --data_test {'+'.join(options.data_test)}: "
+            f"choose by a set that is, or add {name} to --data_test"
+        )
+    if name == "Demo":
+        raise OptionError(f"--best_by {options.best_by}: Demo has no HR images to score against: name another set")
+    if metric.lower() in LEARNED and metric.lower() not in options.perceptual:
+        add = "+".join((*options.perceptual, metric.lower()))
+        raise OptionError(f"--best_by {options.best_by}: {metric} is not measured: add --perceptual {add}")
 
 
 def _text_of_loss(options: Options) -> str:
@@ -523,7 +556,7 @@ def _check_requests(options: Options) -> None:
         raise OptionError(f"--resume {options.resume} goes back in a run: name the run with --load")
     if options.chop and options.tile:
         raise OptionError(f"--chop and --tile {options.tile} are two ways to cut an image: give one of them")
-    if not set(options.perceptual) <= {"lpips", "dists"}:
+    if not set(options.perceptual) <= set(LEARNED):
         raise OptionError(f"--perceptual {'+'.join(options.perceptual)}: there are lpips and dists")
     if options.test_only:
         if options.load:

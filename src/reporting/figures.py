@@ -17,15 +17,17 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 DPI = 120
+PADDING = {"w_pad": 0.08, "h_pad": 0.08}  # inches
 
 
-def rendered(figure: Figure, form: str = "png", dpi: int = DPI) -> bytes:
-    """A figure as the content of a file, "png" or "pdf"."""
+def rendered(figure: Figure, form: str = "png", dpi: int = DPI, creator: str | None = None) -> bytes:
+    """A figure as the content of a file, "png" or "pdf"; `creator` is named in its metadata."""
     buffer = io.BytesIO()
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    figure.get_layout_engine().set(**PADDING)
+    metadata = {"Software" if form == "png" else "Creator": creator} if creator else None
     # Publishers refuse Type 3 fonts, matplotlib's default.
     with matplotlib.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(buffer, format=form, dpi=dpi)
+        figure.savefig(buffer, format=form, dpi=dpi, metadata=metadata)
     return buffer.getvalue()
 
 
@@ -33,7 +35,8 @@ def curves(history: list[dict]) -> dict[str, bytes]:
     """Loss and, where there are scores, PSNR over the epochs, as {"png": …, "pdf": …}.
 
     Args:
-        history: a dict per epoch with "epoch", "loss", and "<Set> PSNR" in dB for each set that was scored then.
+        history: a dict per epoch with "epoch", "loss", and "<Set> PSNR" in dB for each set that was scored then. The
+            curve of a set joins the epochs in which it was scored.
     """
     scores = [name for name in dict.fromkeys(name for row in history for name in row) if name.endswith(" PSNR")]
     figure = Figure(figsize=(10 if scores else 5, 3.6), layout="constrained")
@@ -44,8 +47,9 @@ def curves(history: list[dict]) -> dict[str, bytes]:
     axes[0].plot(epochs, [row["loss"] for row in history], color="#0072B2", marker=marker, markersize=4)
     axes[0].set_ylabel("training loss (mean of the epoch)")
     for name in scores:
-        values = [value if math.isfinite(value := row.get(name, math.nan)) else math.nan for row in history]
-        axes[1].plot(epochs, values, marker=marker, markersize=4, label=name.removesuffix(" PSNR"))
+        scored = {row["epoch"]: row[name] if math.isfinite(row[name]) else math.nan for row in history if name in row}
+        few = "o" if len(scored) < 40 else None
+        axes[1].plot(list(scored), list(scored.values()), marker=few, markersize=4, label=name.removesuffix(" PSNR"))
     if scores:
         axes[1].set_ylabel("PSNR of Y (dB)")
         axes[1].legend(frameon=False)

@@ -42,13 +42,22 @@ def refuse_foreign(stem: str, *more: str) -> None:
     Raises:
         UserError: if files of something else are in the way, or the folder cannot be written.
     """
-    if not os.path.basename(stem):
-        raise UserError(f"--out {stem}: is a folder, expected the beginning of the files' names, as in {stem}table")
+    make_folder(stem)
     there = [path for path in (Path(f"{stem}.{suffix}") for suffix in (*SUFFIXES, *more)) if path.exists()]
     if there and not _is_ours(Path(f"{stem}.json")):
         raise UserError(
             f"{there[0]}: exists and is no table of this program, so it is left alone: choose another --out"
         )
+
+
+def make_folder(stem: str) -> None:
+    """Makes the folder of the files whose names begin with `stem`.
+
+    Raises:
+        UserError: if `stem` is a folder's name, or the folder cannot be made or written.
+    """
+    if not os.path.basename(stem):
+        raise UserError(f"--out {stem}: is a folder, expected the beginning of the files' names, as in {stem}table")
     folder = Path(stem).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)

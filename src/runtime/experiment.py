@@ -6,7 +6,7 @@
     skipped.csv                 batches that were skipped, why, and their images
     tensorboard/                the same numbers, and crops of SR images, for TensorBoard
     model/model_latest.pt       weights after the last epoch, in training form
-    model/model_best.pt         weights of the epoch with the best PSNR on the first test set
+    model/model_best.pt         weights of the best epoch: by PSNR on the first test set, or by --best_by
     model/model_<epoch>.pt, model/state_<epoch>.pt     with --save_models
     state.pt                    everything `--load` needs to go on
     scores-<Set>.csv            PSNR and SSIM of each image of a test
@@ -216,8 +216,8 @@ class Experiment:
         return state
 
     def save_history(self, history: list[dict]) -> None:
-        """Writes history.csv, a row an epoch."""
-        self._write_csv("history.csv", history)
+        """Writes history.csv, a row an epoch; cells of scores are empty where an epoch was not validated."""
+        self._write_csv("history.csv", history, first=max(history, key=len, default={}))
 
     def save_skipped(self, rows: list[dict]) -> None:
         """Writes skipped.csv, a row for each batch that never reached the weights."""
@@ -232,9 +232,10 @@ class Experiment:
         """Where an image of a test goes: results-<Set>/<image>_x<scale>_<kind>.png."""
         return self.folder / f"results-{set_name}" / f"{image}_x{scale}_{kind}.png"
 
-    def _write_csv(self, name: str, rows: list[dict]) -> None:
+    def _write_csv(self, name: str, rows: list[dict], first: dict | None = None) -> None:
+        """Writes rows, whose columns may differ: those of `first` come first."""
         # A run that goes on with other test sets has other columns from then on.
-        columns = list(dict.fromkeys(name for row in rows for name in row))
+        columns = list(dict.fromkeys(name for row in (first or {}, *rows) for name in row))
         self._write_text(name, csv_text([columns, *([row.get(name) for name in columns] for row in rows)]))
 
     def _write_text(self, name: str, text: str) -> None:

@@ -16,6 +16,7 @@ from model.recalibration import fold
 from model.weights import load_tensors
 from runtime import distributed
 from runtime.experiment import Experiment
+from train.best import choose_best_by
 from train.monitor import Monitor
 from train.optim import MovingAverage, OptimizerConfig, Schedule, make_optimizer
 from train.requests import Requests
@@ -43,17 +44,17 @@ def build_trainer(
         saved: the state to go on from (`Experiment.load_state`), or None to begin.
 
     Raises:
-        UserError: if the state does not fit, or weights that a loss needs cannot be read.
+        UserError: if the state does not fit, --best_by names a set without ground truth, or weights that a loss needs
+            cannot be read.
     """
     step, evaluator = build_step(args, network, device), build_evaluator(args, experiment, device)
-    first_scored = next((test_set for test_set in test_sets if test_set.scored), None)
     state = RunState(
         step,
         Progress([0.0] * step.n_losses, len(train_set)),
         model=args.model,
         options=args.values(),
         given=sorted(args.given),
-        best_on=f"{first_scored.label}, {evaluator.protocol}" if first_scored else "",
+        best_by=choose_best_by(args.best_by, test_sets, evaluator.protocol),
     )
     if saved is not None:
         other_images = {"data_train", "data_range"} & set(args.override)
@@ -101,6 +102,7 @@ def _plan(args, summary: str) -> Plan:
         summary=summary,
         epochs=args.epochs or math.inf,
         batch_size=args.batch_size,
+        val_every=args.val_every,
         print_every=args.print_every,
         keep_epochs=args.save_models,
         tensorboard=not args.no_tensorboard,

@@ -14,6 +14,7 @@ import torch
 
 from model.checkpoint import pack
 from runtime.errors import UserError
+from train.best import BestBy
 from train.statecheck import expect, fitting, same_optimizer, same_progress, same_random, same_tensors
 from train.step import TrainStep
 
@@ -30,7 +31,8 @@ class Progress:
         sums: of each loss over the good batches of this epoch, `counted` of them; `norms` of their gradients' norms.
         seconds: training time of this epoch.
         last_loss: mean loss of the epoch before, for --skip_threshold.
-        best: the best epoch so far: its "psnr" and "epoch", and "on", what it was chosen by.
+        best: the best epoch so far: its score (as "psnr", or the metric of --best_by), "epoch", and "on", what
+            it was chosen by.
         history: a row an epoch; `skipped`: a row for each batch that never reached the weights.
         consecutive_skips: how many batches were skipped last, one after the other.
         n_images: training images, which must stay the same.
@@ -65,7 +67,7 @@ class RunState:
     Args:
         model: the network's name on the command line.
         options: the values of all flags, and `given` the names of those that the user wrote out.
-        best_on: what the best epoch is chosen by: scores of other sets or ways do not compare.
+        best_by: what chooses the best epoch.
     """
 
     step: TrainStep
@@ -73,7 +75,7 @@ class RunState:
     model: str
     options: dict
     given: list[str]
-    best_on: str
+    best_by: BestBy
 
     def to_dict(self) -> dict:
         """A state file's content, tensors and plain values only: a checkpoint of the raw weights, and more."""
@@ -126,9 +128,10 @@ class RunState:
         for each in fields(Progress):
             setattr(self.progress, each.name, saved["progress"][_NAMES_IN_FILE.get(each.name, each.name)])
         self.progress.n_images = n_images
-        best = self.progress.best
-        if best and best.get("on", self.best_on) != self.best_on:
-            log.info("the best epoch was chosen on %s: it is chosen anew, on %s", best["on"], self.best_on)
+        best, now = self.progress.best, self.best_by
+        # Older state files do not say what the best epoch was chosen by, or have its PSNR only.
+        if best and (best.get("on", now.on) != now.on or now.key not in best):
+            log.info("the best epoch was chosen on %s: it is chosen anew, on %s", best.get("on", "PSNR"), now.on)
             self.progress.best = {}
         _restore_random_states(saved["random"], step.device)
 

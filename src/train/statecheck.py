@@ -110,7 +110,8 @@ def same_progress(got, *, n_sums: int) -> None:
     for value in got["sums"]:
         expect("a sum of losses", value, float)
     if expect("best", got["best"], dict):
-        expect("the best epoch's PSNR", got["best"]["psnr"], float)
+        (score,) = got["best"].keys() - {"epoch", "on"}  # "psnr", or the metric of --best_by
+        expect("the best epoch's score", got["best"][score], float)
         expect("the best epoch", got["best"]["epoch"], int, least=0)
         expect("what the best epoch was chosen on", got["best"].get("on", ""), str)
     for name, kinds in (("history", (int, float)), ("skipped", (int, float, str))):

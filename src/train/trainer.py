@@ -22,6 +22,7 @@ from model.checkpoint import pack
 from runtime import distributed, errors
 from runtime.errors import UserError, held
 from runtime.experiment import Experiment
+from train.best import score_columns
 from train.files import save_history, save_weights
 from train.monitor import Diverged, Monitor, StepStats
 from train.optim import Schedule, make_scheduler
@@ -42,6 +43,7 @@ class Plan:
         summary: the line of the log that a run begins with.
         epochs: epochs in all; infinite to train until stopped.
         batch_size: patches in a batch, over all processes.
+        val_every: epochs between two validations; the last epoch is always validated.
         print_every: batches between two lines of the log.
         keep_epochs: keep weights and state of every epoch (--save_models).
         tensorboard: write TensorBoard's file.
@@ -50,6 +52,7 @@ class Plan:
     summary: str
     epochs: float
     batch_size: int
+    val_every: int = 1
     print_every: int = 100
     keep_epochs: bool = False
     tensorboard: bool = True
@@ -77,7 +80,7 @@ class Trainer:
         test_sets: list[TestSet],
         experiment: Experiment,
     ):
-        self.state, self.step, self.progress = state, state.step, state.progress
+        self.state, self.step, self.progress, self.best_by = state, state.step, state.progress, state.best_by
         self.plan, self.schedule, self.monitor, self.requests = plan, schedule, monitor, requests
         self.batches_from, self.validate, self.test_sets = batches_from, validate, test_sets
         self.experiment, self.epoch_batches = experiment, schedule.epoch_batches
@@ -106,7 +109,9 @@ class Trainer:
                 if progress.batch < self.epoch_batches:
                     self._train_epoch(batches)
                     self._save_state()  # a signal during a long validation then costs no training
-                scores = self.validate(board.keep)
+                epoch = progress.epoch + 1
+                validated = epoch % plan.val_every == 0 or epoch == plan.epochs
+                scores = self.validate(board.keep) if validated else None
                 with held():
                     self._finish_epoch(scores, board)
         except Diverged:
@@ -194,31 +199,32 @@ class Trainer:
         if distributed.is_main():
             self.experiment.save_skipped(self.progress.skipped)
 
-    def _finish_epoch(self, scores: list[Scores], board: Board) -> None:
-        """Books a complete epoch and writes everything.
+    def _finish_epoch(self, scores: list[Scores] | None, board: Board) -> None:
+        """Books a complete epoch and writes everything; `scores` is None where it was not validated.
 
         First the files, then the new state: if a file cannot be written the state still says that the epoch is to be
         finished, and a resumed run does it again.
         """
         progress, epoch = self.progress, self.progress.epoch + 1
         row = {"epoch": epoch, "lr": self.schedule.rate(self.done - 1)} | self.monitor.means()
-        row |= {"gradient norm": self.monitor.mean_norm()} | score_columns(self.test_sets, scores, epoch)
+        row |= {"gradient norm": self.monitor.mean_norm()}
+        best, facts = progress.best, {}
+        if scores is not None:
+            row |= score_columns(self.test_sets, scores, epoch)
+            facts = {"psnr": self.best_by.mean(self.test_sets, scores, "PSNR")}
+            # Suspect weights are not saved, so they cannot be the best ones.
+            if not self.monitor.weights_suspect:
+                best = self.best_by.updated(best, self.best_by.mean(self.test_sets, scores), epoch)
+            self.best_by.log(best, epoch)
+        is_best = best is not progress.best
         row["skipped"] = max(0, self.epoch_batches - progress.counted)
         history = [*progress.history, row | {"seconds": round(progress.seconds, 1)}]
-        set_name, psnr = chosen_by(self.test_sets, scores)
-        # Suspect weights are not saved, so they cannot be the best ones.
-        is_best = not self.monitor.weights_suspect and psnr > progress.best.get("psnr", -math.inf)
-        best = {"psnr": psnr, "epoch": epoch, "on": self.state.best_on} if is_best else progress.best
-        if best:
-            log.info(
-                "[epoch %d] best so far: PSNR %.3f dB on %s, epoch %d", epoch, best["psnr"], set_name, best["epoch"]
-            )
         if distributed.is_main() and self.monitor.weights_suspect:
             log.info("[epoch %d] not saved: its last %d batches were skipped", epoch, progress.consecutive_skips)
         elif distributed.is_main():
             names = ["latest"] + ["best"] * is_best + [str(epoch)] * self.plan.keep_epochs
             weights = "raw" if self.step.average is None else "averaged"
-            checkpoint = pack(self.step.released, self.state.model, epoch=epoch, psnr=psnr, weights=weights)
+            checkpoint = pack(self.step.released, self.state.model, epoch=epoch, **facts, weights=weights)
             save_weights(self.experiment, checkpoint, names)
             save_history(self.experiment, history)
             speed = self.epoch_batches * self.plan.batch_size / max(progress.seconds, 1e-9)
@@ -252,19 +258,3 @@ class Trainer:
             self.experiment.save_state(self.state.to_dict())
         self.requests.saved()
         return saved
-
-
-def score_columns(test_sets: list[TestSet], scores: list[Scores], epoch: int) -> dict[str, float]:
-    """The scores as columns of history, "Set5 PSNR" and so on, each set with a line in the log."""
-    columns = {}
-    for test_set, score in zip(test_sets, scores, strict=True):
-        if test_set.scored:
-            columns |= {f"{test_set.name} PSNR": score.psnr, f"{test_set.name} SSIM": score.ssim}
-            log.info("[epoch %d] %s: PSNR %.3f dB, SSIM %.4f", epoch, test_set.label, score.psnr, score.ssim)
-    return columns
-
-
-def chosen_by(test_sets: list[TestSet], scores: list[Scores]) -> tuple[str, float]:
-    """The set whose PSNR chooses the best epoch, the first one with ground truth, and that PSNR; else "" and NaN."""
-    scored = (pair for pair in zip(test_sets, scores, strict=True) if pair[0].scored)
-    return next(((test_set.name, score.psnr) for test_set, score in scored), ("", math.nan))
