@@ -23,6 +23,7 @@ import logging
 import os
 import platform
 import sys
+import time
 import weakref
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,6 +41,7 @@ from runtime.provenance import git_commit
 log = logging.getLogger("krgn")
 
 _MARKER, _LOCK = ".experiment", ".lock"
+LOCK_WAIT = 60  # seconds that --auto_resume waits for a process that still trains in the folder
 _OURS = (
     "config.txt", "config_test.txt", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf", "state.pt",
     "scores-*.csv", "scores-*.json",
@@ -60,8 +62,12 @@ class Experiment:
     def state_path(self) -> Path:
         return self.folder / "state.pt"
 
-    def check(self, *, training: bool, reset: bool, load: bool) -> None:
+    def check(self, *, training: bool, reset: bool, load: bool, auto_resume: bool = False) -> None:
         """Whether the run may use the folder; called before any work is done, and changes nothing.
+
+        Args:
+            auto_resume: the run goes on if there is a state. It waits a while for the lock: the process that was
+                stopped before this one started may still be saving its state.
 
         Raises:
             UserError: if it may not.
@@ -69,7 +75,7 @@ class Experiment:
         name = self.name
         ours = (self.folder / _MARKER).is_file()
         if training and ours and distributed.is_main():
-            self._lock()
+            self._lock(wait=LOCK_WAIT if auto_resume else 0)
         if load:
             if not self.state_path.is_file():
                 raise UserError(
@@ -83,9 +89,16 @@ class Experiment:
             raise UserError(f"{self.folder}: was not made by this program, so it is left alone: choose another --save")
         # A run that was killed before its first state has nothing to lose and nothing to go on with.
         begun = self.state_path.exists() or any((self.folder / "model").glob("model_*.pt"))
+        if auto_resume and begun:
+            if self.state_path.exists():
+                return
+            raise UserError(
+                f"{self.folder}: has weights, but no state.pt that --auto_resume could go on from: restore it, start "
+                f"anew (--save {name} --reset deletes the run), or choose another --save"
+            )
         if training and begun and not reset:
             raise UserError(
-                f"{self.folder}: holds a training run: go on with it (--load {name}), "
+                f"{self.folder}: holds a training run: go on with it (--load {name}, or --auto_resume), "
                 f"start anew (--save {name} --reset deletes it), or choose another --save"
             )
 
@@ -124,11 +137,14 @@ class Experiment:
             for path in self.folder.iterdir()
         )
 
-    def _lock(self) -> None:
+    def _lock(self, *, wait: float = 0) -> None:
         """Keeps other processes from training in this folder until this one ends.
 
+        Args:
+            wait: seconds to wait for another one that does.
+
         Raises:
-            UserError: if another one does.
+            UserError: if it still does.
         """
         try:
             import fcntl
@@ -136,20 +152,32 @@ class Experiment:
             return
         # Open as long as this object. No file object: the interpreter would complain of one at its end.
         file = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            # A lock of the process: loaders, which are its copies, do not hold it, and survive it by some seconds.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                who = printable(os.read(file, 200).decode(errors="replace").strip()) or "another process"
-                os.close(file)
-                raise UserError(
-                    f"{self.folder}: {who} is training in it: wait until that has ended, stop it, or choose "
-                    "another --save"
-                ) from None
-            log.warning(
-                "%s: no locks there (%s): see to it that no other process trains in it", self.folder, error.strerror
-            )
+        deadline, waiting = time.monotonic() + wait, False
+        while True:
+            try:
+                # A lock of the process: loaders, which are its copies, do not hold it, and survive it by some seconds.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    log.warning(
+                        "%s: no locks there (%s): make sure that no other process trains in it",
+                        self.folder,
+                        error.strerror,
+                    )
+                    break
+                who = printable(os.pread(file, 200, 0).decode(errors="replace").strip()) or "another process"
+                if time.monotonic() >= deadline:
+                    os.close(file)
+                    raise UserError(
+                        f"{self.folder}: {who} is training in it: wait until that has ended, stop it, or choose "
+                        "another --save"
+                    ) from None
+                if not waiting:
+                    log.info("%s: %s is training in it: waiting up to %.0f s for its end", self.folder, who, wait)
+                waiting = True
+                time.sleep(0.2)
+            else:
+                break
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
         weakref.finalize(self, os.close, file)

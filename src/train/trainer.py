@@ -26,7 +26,7 @@ from train.files import save_history, save_weights
 from train.monitor import Diverged, Monitor, StepStats
 from train.optim import Schedule, make_scheduler
 from train.requests import Requests
-from train.state import RunState
+from train.state import RunState, all_done
 from train.tensorboard import Board
 
 log = logging.getLogger("krgn")
@@ -85,6 +85,7 @@ class Trainer:
         self.ahead = 1 if self.step.device.type == "cuda" else 0  # steps that may be in flight when the next one starts
         self.in_flight: deque[StepStats] = deque()
         self.eta_logged = False
+        self.in_step = False
 
     @property
     def done(self) -> int:
@@ -94,8 +95,8 @@ class Trainer:
     def fit(self) -> None:
         """Trains. On a signal the state is saved, within an epoch too."""
         progress, plan = self.progress, self.plan
-        if progress.epoch >= plan.epochs:
-            log.info("nothing to do: %d of %d epochs are done (raise --epochs to go on)", progress.epoch, plan.epochs)
+        if done := all_done(progress.epoch, plan.epochs):
+            log.info(done)
             return
         log.info(plan.summary)
         wanted = distributed.is_main() and plan.tensorboard
@@ -135,7 +136,9 @@ class Trainer:
                 lr, hr, names = next(batches)
                 waited += time.perf_counter() - asked
                 requests = self.requests.exchange()
+                self.in_step = True
                 result = self.step(lr, hr, loss_limit=self.monitor.loss_limit)
+                self.in_step = False
                 progress.batch += 1
                 for scheduler in self.schedulers:
                     scheduler.step()
@@ -237,10 +240,14 @@ class Trainer:
         with held():
             with suppress(errors.Interrupted):
                 self._book(alone=True)
-            saved = self._save_state()
+            # A step that a lost process ends has moved no weights, but a discriminator's statistics and random numbers.
+            torn = self.in_step and self.step.adversary is not None
+            saved = not torn and self._save_state()
         progress = self.progress
         line = f"state saved after {progress.epoch} epochs and {progress.batch} batches"
-        if not saved:
+        if torn:
+            line = "a step was interrupted, so the state saved before that stays"
+        elif not saved:
             why = "the last batches were skipped" if progress.consecutive_skips else "the loss has exploded"
             line = f"{why}, so the state saved before that stays"
         log.info("%s: go on with --load %s", line, self.experiment.name)
