@@ -2,16 +2,18 @@
 
 from option import SPANDREL, Options, continue_with, follow_file, parse_args
 from runtime.errors import run
+from train.trackers import require
 
 
 def main(args: Options) -> None:
     """Runs what the options ask for; `errors.run` says how failures end."""
+    require(args.tracker, asked="tracker" in args.given)
     # Imported only here, so that a wrong flag is answered without waiting for torch.
     from pathlib import Path
 
     import torch
 
-    from data import build_test_sets, build_train_set
+    from data import build_test_sets, build_train_set, describe_data
     from evaluation.evaluate import build_evaluator
     from model import build_model, cffb, describe, external, precision
     from model.checkpoint import facts_of, load_pre_trained, unpack
@@ -21,6 +23,7 @@ def main(args: Options) -> None:
     from runtime.experiment import Experiment
     from runtime.hardware import choose_device, keep_memory, seed_everything
     from runtime.log import start_log
+    from runtime.provenance import hardware
     from train.build import build_trainer
     from train.state import all_done
 
@@ -40,6 +43,7 @@ def main(args: Options) -> None:
         checkpoint = network = None
         if state is not None:
             args = continue_with(args, state["options"], given=state["given"])
+            require(args.tracker, asked="tracker" in args.given)
             if args.auto_resume and (done := all_done(state["progress"].get("epoch"), args.epochs)):
                 log.info(done)
                 return
@@ -64,12 +68,16 @@ def main(args: Options) -> None:
             test_sets = build_test_sets(args)
             train_set = None if args.test_only else build_train_set(args)
         if distributed.is_main():
-            experiment.create(args.values(), training=not args.test_only, reset=args.reset)
+            facts = {"hardware": hardware(device, n_gpus=args.n_GPUs), "data": describe_data(train_set, test_sets)}
+            experiment.create(args.values(), training=not args.test_only, reset=args.reset, facts=facts)
         distributed.barrier()
         if args.test_only:
             build_evaluator(args, experiment, device).test(fold(network), test_sets)
         else:
-            build_trainer(args, network, train_set, test_sets, experiment, device, state).fit()
+            with experiment.recorded():
+                trainer = build_trainer(args, network, train_set, test_sets, experiment, device, state)
+                experiment.reached(trainer.progress.epoch, trainer.progress.batch)
+                trainer.fit()
 
 
 if __name__ == "__main__":

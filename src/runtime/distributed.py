@@ -40,7 +40,11 @@ def is_main() -> bool:
 
 @contextmanager
 def processes(device: torch.device):
-    """Inside, torchrun's processes form a group, nccl on GPUs and gloo on CPUs."""
+    """Inside, torchrun's processes form a group, nccl on GPUs and gloo on CPUs.
+
+    Raises:
+        UserError: if another process ends while this one waits for it.
+    """
     if not launched():
         yield
         return
@@ -50,6 +54,10 @@ def processes(device: torch.device):
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     try:
         yield
+    except RuntimeError as error:
+        if not lost(error):
+            raise
+        raise UserError(f"another process of this run has ended ({error}): see its output") from None
     finally:
         dist.destroy_process_group()
 

@@ -1,10 +1,12 @@
 """The folder of a run, experiment/<save>/, and everything a run leaves there:
 
-    config.txt                  all options, versions and the git commit of a training run (config_test.txt: of a test)
+    config.txt                  command, all options, git commit, versions, hardware and data of a training run
+                                (config_test.txt: of a test)
+    run.json                    the same for programs, of every session of the run, with wall times (`provenance.py`)
     log.txt                     what was printed, with times; a run that goes on appends
     history.csv, curves.png, curves.pdf     losses, rate and scores of each epoch
     skipped.csv                 batches that were skipped, why, and their images
-    tensorboard/                the same numbers, and crops of SR images, for TensorBoard
+    tensorboard/, wandb/        the same numbers, and crops of SR images, for TensorBoard, Weights & Biases
     model/model_latest.pt       weights after the last epoch, in training form
     model/model_best.pt         weights of the epoch with the best PSNR on the first test set
     model/model_<epoch>.pt, model/state_<epoch>.pt     with --save_models
@@ -22,13 +24,10 @@ import errno
 import logging
 import os
 import platform
-import sys
 import time
 import weakref
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-
-import torch
 
 from model.weights import load_tensors
 from runtime import distributed
@@ -36,18 +35,19 @@ from runtime.csvfiles import csv_text
 from runtime.errors import UserError, printable
 from runtime.files import is_temporary, remove_abandoned, save_tensors, write_bytes
 from runtime.log import log_to
-from runtime.provenance import git_commit
+from runtime.provenance import RunRecord, as_text
 
 log = logging.getLogger("krgn")
 
 _MARKER, _LOCK = ".experiment", ".lock"
 LOCK_WAIT = 60  # seconds that --auto_resume waits for a process that still trains in the folder
 _OURS = (
-    "config.txt", "config_test.txt", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf", "state.pt",
+    "config.txt", "config_test.txt", "run.json", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf", "state.pt",
     "scores-*.csv", "scores-*.json",
     "model/model_latest.pt", "model/model_best.pt", "model/model_[0-9]*.pt", "model/state_[0-9]*.pt",
     "model/model_latest.safetensors", "model/model_best.safetensors", "model/model_[0-9]*.safetensors",
-    "results-*/*_x[0-9]*_[SLH]R.png", "tensorboard/events.out.tfevents.*", _MARKER,
+    "results-*/*_x[0-9]*_[SLH]R.png", "tensorboard/events.out.tfevents.*",
+    "wandb/offline-run-*/**/*", "wandb/run-*/**/*", "wandb/latest-run", "wandb/debug*.log", _MARKER,
 )  # fmt: skip
 
 
@@ -57,6 +57,7 @@ class Experiment:
     def __init__(self, parent: Path, name: str):
         self.folder, self.name = parent / name, name
         self._locked = False
+        self.record: RunRecord | None = None  # of a training run, once it is begun
 
     @property
     def state_path(self) -> Path:
@@ -102,8 +103,13 @@ class Experiment:
                 f"start anew (--save {name} --reset deletes it), or choose another --save"
             )
 
-    def create(self, options: dict, *, training: bool, reset: bool = False) -> None:
-        """Makes the folder, deletes the run in it if `reset`, and writes the configuration; `check` comes first."""
+    def create(self, options: dict, *, training: bool, reset: bool = False, facts: dict | None = None) -> None:
+        """Makes the folder, deletes the run in it if `reset`, and writes the configuration; `check` comes first.
+
+        Args:
+            options: the values of all flags.
+            facts: "hardware" and "data" of the run, as `provenance` describes them.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # First of all, so that a run that is killed now may be started again.
@@ -124,7 +130,10 @@ class Experiment:
             raise UserError(
                 f"{self.folder}: cannot be written ({error.strerror}): name another folder with --dir_experiment"
             ) from None
-        self._write_text("config.txt" if training else "config_test.txt", _configuration(options))
+        self._write_text("config.txt" if training else "config_test.txt", as_text(options, facts or {}))
+        if training:
+            self.record = RunRecord(self.folder / "run.json")
+            self.record.begin(facts or {})
 
     def _is_empty_frame(self) -> bool:
         """Whether the folder holds nothing but what a run that was killed in its first moments may have left."""
@@ -187,9 +196,10 @@ class Experiment:
         """Deletes what this program writes, by name; anything else in the folder stays, and so does the folder then."""
         for pattern in _OURS:
             for path in self.folder.glob(pattern):
-                if not path.is_dir():
+                if path.is_symlink() or not path.is_dir():
                     path.unlink()
-        for folder in [*self.folder.glob("results-*"), self.folder / "model", self.folder / "tensorboard"]:
+        nested = sorted(self.folder.glob("wandb/**/"), reverse=True)  # the innermost first
+        for folder in [*self.folder.glob("results-*"), self.folder / "model", self.folder / "tensorboard", *nested]:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
@@ -203,6 +213,16 @@ class Experiment:
     def save_state(self, state: dict) -> None:
         """Writes state.pt; the last good one stays until the new one is complete."""
         save_tensors(self.state_path, state)
+        self.reached(state["progress"]["epoch"], state["progress"]["batch"])
+
+    def recorded(self) -> AbstractContextManager:
+        """Inside, a session of the run trains, whose end is recorded in run.json."""
+        return self.record.ending() if self.record is not None else nullcontext()
+
+    def reached(self, epoch: int, batch: int) -> None:
+        """Records in run.json how far the run has come."""
+        if self.record is not None:
+            self.record.reached(epoch, batch)
 
     def keep_state(self, epoch: int) -> None:
         """Keeps the state just saved as that of `epoch`, for --resume."""
@@ -267,18 +287,3 @@ class Experiment:
 
     def _write_text(self, name: str, text: str) -> None:
         write_bytes(self.folder / name, text.encode(errors="backslashreplace"))
-
-
-def _configuration(options: dict) -> str:
-    versions = {"python": platform.python_version(), "git commit": git_commit()}
-    for package in ("torch", "numpy", "pillow"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "unknown"
-    if torch.cuda.is_available():
-        versions["GPU"] = torch.cuda.get_device_name()
-    lines = [f"command: {' '.join(sys.argv)}", ""]
-    lines += [f"{name}: {value}" for name, value in options.items()] + [""]
-    lines += [f"{name}: {value}" for name, value in versions.items()]
-    return "\n".join(lines) + "\n"

@@ -20,14 +20,14 @@ from data.testset import TestSet
 from evaluation.metrics import Scores
 from model.checkpoint import pack
 from runtime import distributed, errors
-from runtime.errors import UserError, held
+from runtime.errors import held
 from runtime.experiment import Experiment
 from train.files import save_history, save_weights
 from train.monitor import Diverged, Monitor, StepStats
 from train.optim import Schedule, make_scheduler
 from train.requests import Requests
 from train.state import RunState, all_done
-from train.tensorboard import Board
+from train.trackers import Tracker
 
 log = logging.getLogger("krgn")
 
@@ -44,7 +44,6 @@ class Plan:
         batch_size: patches in a batch, over all processes.
         print_every: batches between two lines of the log.
         keep_epochs: keep weights and state of every epoch (--save_models).
-        tensorboard: write TensorBoard's file.
     """
 
     summary: str
@@ -52,7 +51,6 @@ class Plan:
     batch_size: int
     print_every: int = 100
     keep_epochs: bool = False
-    tensorboard: bool = True
 
 
 class Trainer:
@@ -61,7 +59,8 @@ class Trainer:
     Args:
         state: where the run stands, with its network and optimizers in `state.step`.
         batches_from: called with a batch's number, gives that batch and all after it; see `data.train_batches`.
-        validate: called with what keeps SR images for TensorBoard, gives the scores of each of `test_sets`.
+        validate: called with what keeps SR images for the tracker, gives the scores of each of `test_sets`.
+        begin_tracker: called with the first epoch that will be written, gives the tracker of this process.
     """
 
     def __init__(
@@ -74,12 +73,14 @@ class Trainer:
         *,
         batches_from: Callable[[int], Batches],
         validate: Callable[[Callable], list[Scores]],
+        begin_tracker: Callable[[int], Tracker],
         test_sets: list[TestSet],
         experiment: Experiment,
     ):
         self.state, self.step, self.progress = state, state.step, state.progress
         self.plan, self.schedule, self.monitor, self.requests = plan, schedule, monitor, requests
         self.batches_from, self.validate, self.test_sets = batches_from, validate, test_sets
+        self.begin_tracker = begin_tracker
         self.experiment, self.epoch_batches = experiment, schedule.epoch_batches
         self.schedulers = [make_scheduler(each, schedule, done=self.done) for each in self.step.optimizers]
         self.ahead = 1 if self.step.device.type == "cuda" else 0  # steps that may be in flight when the next one starts
@@ -99,28 +100,25 @@ class Trainer:
             log.info(done)
             return
         log.info(plan.summary)
-        wanted = distributed.is_main() and plan.tensorboard
-        board = Board(self.experiment.folder, first=progress.epoch + 1, wanted=wanted)
+        tracker = self.begin_tracker(progress.epoch + 1)
         batches = self.batches_from(self.done)
         try:
             while progress.epoch < plan.epochs:
                 if progress.batch < self.epoch_batches:
                     self._train_epoch(batches)
                     self._save_state()  # a signal during a long validation then costs no training
-                scores = self.validate(board.keep)
+                scores = self.validate(tracker.keep)
                 with held():
-                    self._finish_epoch(scores, board)
+                    self._finish_epoch(scores, tracker)
         except Diverged:
             raise
-        except BaseException as error:
+        except BaseException:
             # Also for a bug or a full disk: the batches done so far are worth keeping, if they can be.
             self._save_at_the_end()
-            if distributed.lost(error):
-                raise UserError(f"another process of this run has ended ({error}): see its output") from None
             raise
         finally:
             batches.close()
-            board.close()
+            tracker.close()
 
     def _train_epoch(self, batches: Batches) -> None:
         """The rest of an epoch. Requests are served between batches, by all processes at once."""
@@ -197,7 +195,7 @@ class Trainer:
         if distributed.is_main():
             self.experiment.save_skipped(self.progress.skipped)
 
-    def _finish_epoch(self, scores: list[Scores], board: Board) -> None:
+    def _finish_epoch(self, scores: list[Scores], tracker: Tracker) -> None:
         """Books a complete epoch and writes everything.
 
         First the files, then the new state: if a file cannot be written the state still says that the epoch is to be
@@ -225,7 +223,7 @@ class Trainer:
             save_weights(self.experiment, checkpoint, names)
             save_history(self.experiment, history)
             speed = self.epoch_batches * self.plan.batch_size / max(progress.seconds, 1e-9)
-            board.write(epoch, row | {"patches per second": speed})
+            tracker.write(epoch, row | {"patches per second": speed})
 
         progress.best, progress.history = best, history
         if progress.counted:
