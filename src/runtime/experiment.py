@@ -42,8 +42,8 @@ log = logging.getLogger("krgn")
 _MARKER, _LOCK = ".experiment", ".lock"
 LOCK_WAIT = 60  # seconds that --auto_resume waits for a process that still trains in the folder
 _OURS = (
-    "config.txt", "config_test.txt", "run.json", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf", "state.pt",
-    "scores-*.csv", "scores-*.json",
+    "config.txt", "config_test.txt", "run.json", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf",
+    "state.pt", "scores-*.csv", "scores-*.json",
     "model/model_latest.pt", "model/model_best.pt", "model/model_[0-9]*.pt", "model/state_[0-9]*.pt",
     "model/model_latest.safetensors", "model/model_best.safetensors", "model/model_[0-9]*.safetensors",
     "results-*/*_x[0-9]*_[SLH]R.png", "tensorboard/events.out.tfevents.*",

@@ -64,16 +64,19 @@ def test_a_run_without_a_state_begins_again(small_set):
         launch(*small_run(small_set, *FLAGS, "--epochs", "1"))
 
 
-def test_it_waits_for_the_process_that_is_still_saving(small_set, capsys):
-    import fcntl
+HOLDER = """
+import fcntl, sys, time
+file = open(sys.argv[1], "r+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+time.sleep(1)
+"""
 
+
+def test_it_waits_for_the_process_that_is_still_saving(small_set, capsys):
     launch(*small_run(small_set, *FLAGS, "--epochs", "1"))
     lock = small_set.parent / "experiment/small/.lock"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", "import fcntl, sys, time; file = open(sys.argv[1], 'r+'); fcntl.lockf(file, fcntl.LOCK_EX); "
-         "print('locked', flush=True); time.sleep(1)", str(lock)], stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert fcntl
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "locked\n"
     launch(*small_run(small_set, *FLAGS, "--epochs", "2"))
     assert holder.wait() == 0

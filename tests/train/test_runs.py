@@ -45,7 +45,8 @@ def best_of(folder) -> tuple[float, int]:
 
 # Another value for every flag that may be overridden; those of a line change together.
 OVERRIDES = (
-    "--data_test Other --tracker none --no_tensorboard --ext img --skip_threshold 7 --save_every 0 --print_every 1 --save_models",
+    "--data_test Other --tracker none --no_tensorboard --ext img --skip_threshold 7 --save_every 0 --print_every 1 "
+    "--save_models",
     "--data_test Small+Other --data_range 1-2/6-6 --tile 16 --split_batch 2 --patch_size 32 --no_augment",
     "--data_test Demo --data_train Other+Small --data_range 1-2/5-6 --degradation blur+bicubic --precision bf16",
     "--data_train 1*Small+3*Other --data_range 1-2/5-6 --batch_size 3 --seed 5 --metric_channel rgb --save_results "
