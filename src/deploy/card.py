@@ -7,6 +7,7 @@ hardware, time) and scores-<Set>.json of tests of this very file, in the folder 
 import ast
 import json
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +24,9 @@ log = logging.getLogger("krgn")
 LICENCE = "mit"  # as model hubs write it
 # Flags that say how a network was trained, in the order of the card.
 RECIPE = (
-    "data_train", "data_range", "degradation", "pre_train", "kernels", "basis", "patch_size", "batch_size", "test_every",
-    "epochs", "loss", "optimizer", "betas", "weight_decay", "lr", "schedule", "decay", "gamma", "warmup", "ema", "gclip",
-    "precision", "seed",
+    "data_train", "data_range", "degradation", "pre_train", "kernels", "basis", "patch_size", "batch_size",
+    "test_every", "epochs", "loss", "optimizer", "betas", "weight_decay", "lr", "schedule", "decay", "gamma", "warmup",
+    "ema", "gclip", "precision", "seed",
 )  # fmt: skip
 _PAPERS = {
     "KRGN": "Towards lightweight image super-resolution via re-parameterized kernel recalibration",
@@ -175,7 +176,7 @@ def _effort(sessions: list[dict]) -> str:
 def _scores(folder: Path, architecture: str, tested: set[str]) -> list[SetResult]:
     """The results of tests of this network, from the file whose stem is among `tested`."""
     found = []
-    for table in sorted([*folder.glob("scores-*.json"), *folder.glob("*/scores-*.json")]):
+    for table in sorted([*folder.glob("scores-*.json"), *folder.glob("*/scores-*.json")], key=_natural):
         try:
             result = read_result(table)
         except UserError as error:
@@ -187,6 +188,11 @@ def _scores(folder: Path, architecture: str, tested: set[str]) -> list[SetResult
         else:
             log.info("%s: is of other weights (%s), so it is not in the model card", table, of or "unknown")
     return found
+
+
+def _natural(path: Path) -> tuple:
+    """A key that puts Set5 before Set14."""
+    return path.parent, [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.stem)]
 
 
 # --- README.md ---

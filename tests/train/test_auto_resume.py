@@ -155,3 +155,14 @@ def test_a_world_that_does_not_divide_the_batch(small_set):
     assert ended.returncode != 0
     assert "--batch_size 6 does not divide evenly over 4 processes: use 4, " in ended.stderr
     assert "or start 1, 2, 3 or 6 processes" in ended.stderr
+
+
+def test_what_is_wrong_with_the_state_is_one_line_of_each_process(small_set):
+    """Rank 0 alone reads it."""
+    launch(*small_run(small_set, *FLAGS, "--epochs", "1"))
+    (small_set.parent / "experiment/small/state.pt").write_bytes(b"nonsense")
+    ended = run(2, *small_run(small_set, *FLAGS))
+    lines = [line for line in ended.stderr.splitlines() if line]
+    assert ended.returncode == 1
+    assert len(lines) == 2, ended.stderr
+    assert all(line.startswith("error: ") and "state.pt: " in line for line in lines)
