@@ -2,16 +2,18 @@
 
 from option import SPANDREL, Options, continue_with, follow_file, parse_args
 from runtime.errors import run
+from train.trackers import require
 
 
 def main(args: Options) -> None:
     """Runs what the options ask for; `errors.run` says how failures end."""
+    require(args.tracker, asked="tracker" in args.given)
     # Imported only here, so that a wrong flag is answered without waiting for torch.
     from pathlib import Path
 
     import torch
 
-    from data import build_test_sets, build_train_set
+    from data import build_test_sets, build_train_set, describe_data
     from evaluation.evaluate import build_evaluator
     from model import cffb, external, precision
     from model.checkpoint import facts_of, load_pre_trained, unpack
@@ -22,34 +24,44 @@ def main(args: Options) -> None:
     from runtime.experiment import Experiment
     from runtime.hardware import choose_device, keep_memory, seed_everything
     from runtime.log import start_log
+    from runtime.provenance import hardware
     from train.build import build_trainer
+    from train.state import all_done
 
     log = start_log()
     cffb.build_when_needed()
     if not args.release_memory:
         keep_memory()
     experiment = Experiment(Path(args.dir_experiment), args.load or args.save)
-    experiment.check(training=not args.test_only, reset=args.reset, load=bool(args.load))
-    state = checkpoint = network = None
-    if args.load:
-        state = experiment.load_state(args.resume)
-        args = continue_with(args, state["options"], given=state["given"])
-    elif args.model == SPANDREL:
-        load_tensors(Path(args.pre_train))  # whether it is a whole and harmless file; spandrel reads it again
-        network = external.load(args.pre_train, rgb_range=args.rgb_range)
-        args = follow_file(args, external.facts_of(args.pre_train, network))
-    elif args.pre_train:
-        checkpoint = unpack(load_tensors(Path(args.pre_train)), args.pre_train)
-        args = follow_file(args, facts_of(checkpoint, args.model))
+    experiment.check(training=not args.test_only, reset=args.reset, load=bool(args.load), auto_resume=args.auto_resume)
     device = choose_device(cpu=args.cpu, n_gpus=args.n_GPUs, asked="n_GPUs" in args.given)
-    seed_everything(args.seed)
-    network = build_model(args) if network is None else network
-    if checkpoint is not None:
-        load_pre_trained(network, args.model, checkpoint)
-    network = network.to(device, memory_format=torch.channels_last)
-    log.info(describe(network, args.model))
 
     with distributed.processes(device):
+        # Rank 0 alone reads the state, once it has the folder to itself, and gives it to all: processes on other nodes
+        # might see an older file, or none.
+        goes_on = args.load or (args.auto_resume and experiment.state_path.is_file())
+        state = distributed.from_main(lambda: experiment.load_state(args.resume) if goes_on else None)
+        checkpoint = network = None
+        if state is not None:
+            args = continue_with(args, state["options"], given=state["given"])
+            require(args.tracker, asked="tracker" in args.given)
+            if args.auto_resume and (done := all_done(state["progress"].get("epoch"), args.epochs)):
+                log.info(done)
+                return
+        elif args.model == SPANDREL:
+            load_tensors(Path(args.pre_train))  # whether it is a whole and harmless file; spandrel reads it again
+            network = external.load(args.pre_train, rgb_range=args.rgb_range)
+            args = follow_file(args, external.facts_of(args.pre_train, network))
+        elif args.pre_train:
+            checkpoint = unpack(load_tensors(Path(args.pre_train)), args.pre_train)
+            args = follow_file(args, facts_of(checkpoint, args.model))
+        seed_everything(args.seed)
+        network = build_model(args) if network is None else network
+        if checkpoint is not None:
+            load_pre_trained(network, args.model, checkpoint)
+        network = network.to(device, memory_format=torch.channels_last)
+        log.info(describe(network, args.model))
+
         args = args.replace(precision=distributed.of_main(precision.resolve(args.precision, device)))
         if not args.test_only:
             distributed.share(args.batch_size)
@@ -57,12 +69,16 @@ def main(args: Options) -> None:
             test_sets = build_test_sets(args)
             train_set = None if args.test_only else build_train_set(args)
         if distributed.is_main():
-            experiment.create(args.values(), training=not args.test_only, reset=args.reset)
+            facts = {"hardware": hardware(device, n_gpus=args.n_GPUs), "data": describe_data(train_set, test_sets)}
+            experiment.create(args.values(), training=not args.test_only, reset=args.reset, facts=facts)
         distributed.barrier()
         if args.test_only:
             build_evaluator(args, experiment, device).test(fold(network), test_sets)
         else:
-            build_trainer(args, network, train_set, test_sets, experiment, device, state).fit()
+            with experiment.recorded():
+                trainer = build_trainer(args, network, train_set, test_sets, experiment, device, state)
+                experiment.reached(trainer.progress.epoch, trainer.progress.batch)
+                trainer.fit()
 
 
 if __name__ == "__main__":

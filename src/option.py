@@ -31,6 +31,7 @@ from runtime.flags import (
 SPANDREL = "spandrel"  # any network that the package of this name reads off a file
 MODELS = NETWORKS | {SPANDREL: {}}  # which flags describe each network, with its defaults where none is given
 _NETWORK = ("n_feats", "n_resgroups", "n_resblocks", "groups", "dilation", "act", "res_scale", "reduction", "kernels")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "none")
 OPTIMIZERS = ("ADAM", "SGD", "RMSprop", "ADAMW")
 LEARNED = ("lpips", "dists")  # --perceptual
 METRICS = ("PSNR", "SSIM", *(name.upper() for name in LEARNED))  # --best_by
@@ -140,15 +141,16 @@ _STRUCTURE = frozenset(
 _HARDWARE = frozenset({"cpu", "n_GPUs", "n_threads", "release_memory"})
 CHANGEABLE = _HARDWARE | frozenset(
     {"dir_data", "dir_demo", "dir_experiment", "vgg_weights", "ext", "epochs", "print_every", "val_every"}
-    | {"save_every", "compile", "no_tensorboard", "override", "split_batch", "tile", "perceptual"}
-    | {"save", "load", "resume", "reset", "test_only", "save_models", "save_results", "save_gt"}
+    | {"save_every", "compile", "tracker", "no_tensorboard", "override", "split_batch", "tile", "perceptual"}
+    | {"save", "load", "auto_resume", "resume", "reset", "test_only", "save_models", "save_results", "save_gt"}
 )
 
 
 def continue_with(args: Options, stored: dict, given: list[str]) -> Options:
     """The options with which a stopped run goes on: its own, but for changeable flags, which count as given now.
 
-    The hardware is that of this command line, whether its flags were given or not: a run may move.
+    The hardware is that of this command line, whether its flags were given or not: a run may move. The run is that of
+    --load, or with --auto_resume that of --save.
 
     Args:
         stored, given: the values of the run's options and the names of those the user gave, out of its state.
@@ -157,17 +159,17 @@ def continue_with(args: Options, stored: dict, given: list[str]) -> Options:
         OptionError: if a flag that was given would change the experiment.
     """
     stored = checked_values(stored)
-    for flag in args.override:
-        if flag not in stored or flag in _STRUCTURE:
-            why = "is what the stored state is made of" if flag in _STRUCTURE else "is no flag"
-            raise OptionError(f"--override {flag}: {flag} {why}: drop it, or start another run with --pre_train")
+    run, asked = (args.load, "--load") if args.load else (args.save, "--auto_resume --save")
+    _check_override(args)
     for flag in sorted(args.given - CHANGEABLE - set(args.override)):
         now, was = getattr(args, flag), stored.get(flag)
+        if flag == "precision" and now == "auto":  # the run has what auto was when it began
+            continue
         if _meaning(flag, now, stored) != _meaning(flag, was, stored):
             raise OptionError(
-                f"--{flag} {_text(flag, now)}, but --load {args.load} was started with {_text(flag, was)}: drop --{flag} to go on, "
+                f"--{flag} {_text(flag, now)}, but {asked} {run} was started with {_text(flag, was)}: drop --{flag} to go on, "
                 + (
-                    f"or start another run from its weights with --pre_train {Path(args.dir_experiment, args.load)}/model/model_latest.pt"
+                    f"or start another run from its weights with --pre_train {Path(args.dir_experiment, run)}/model/model_latest.pt"
                     if flag in _STRUCTURE
                     else f"or allow the change with --override {flag}"
                 )
@@ -176,10 +178,20 @@ def continue_with(args: Options, stored: dict, given: list[str]) -> Options:
     changed = {flag: getattr(args, flag) for flag in new}
     if stored["ext"] == "sep_reset":  # it has been done
         changed = {"ext": "sep"} | changed
-    return args.replace(
-        given=args.given | (frozenset(given) - _HARDWARE),
-        **(stored | changed | {"load": args.load, "save": args.load, "resume": args.resume, "reset": False}),
-    )
+    if args.auto_resume and changed.get("ext") == "sep_reset":  # by this command line, when it began the run
+        changed["ext"] = "sep"
+    tracker = changed.get("tracker", stored["tracker"])
+    changed |= {"tracker": tracker, "no_tensorboard": stored["no_tensorboard"] and tracker == "none"}
+    names = {"load": run, "save": run, "resume": args.resume, "reset": False, "auto_resume": args.auto_resume}
+    return args.replace(given=args.given | (frozenset(given) - _HARDWARE), **(stored | changed | names))
+
+
+def _check_override(options: Options) -> None:
+    """Raises OptionError if --override names what no run can change."""
+    for flag in options.override:
+        if flag not in options.values() or flag in _STRUCTURE:
+            why = "is what the stored state is made of" if flag in _STRUCTURE else "is no flag"
+            raise OptionError(f"--override {flag}: {flag} {why}: drop it, or start another run with --pre_train")
 
 
 def checked_values(stored: dict) -> dict:
@@ -189,6 +201,8 @@ def checked_values(stored: dict) -> dict:
         OptionError: if one is nothing that its flag takes.
     """
     values = {}
+    if stored.get("no_tensorboard") is True and "tracker" not in stored:  # an older state file
+        stored = stored | {"tracker": "none"}
     for action in build_parser()._actions:
         name = action.dest
         if name == "help":
@@ -266,6 +280,8 @@ def parse_args(argv: list[str] | None = None) -> Options:
         _check_requests(options)
         if options.recalibrate:
             options = Options(options.values() | {"kernels": "recalibrated"}, given | {"kernels"})
+        if options.no_tensorboard:  # the name of --tracker none in older command lines
+            options = Options(options.values() | {"tracker": "none"}, options.given | {"tracker"})
         # With a file or a run to follow, values that were left at their defaults are still to come.
         if not (options.load or options.pre_train):
             _check_values(options)
@@ -391,10 +407,12 @@ def _training_flags(add) -> None:
         help="delete the experiment --save names, if this program made it, and start again")
     add("--load", default="", metavar="NAME",
         help="resume the training run experiment/NAME where it stopped")
+    add("--auto_resume", action="store_true",
+        help="go on with the run that --save names if it has a state, else begin it: for jobs that are restarted with the same command line, by torchrun, Slurm or Kubernetes")
     add("--resume", type=whole_number(0), default=0, metavar="EPOCH",
         help="with --load: resume from this epoch, kept by --save_models; 0: from the last state (default 0)")
     add("--override", type=plain_names, default=(), metavar="FLAG+FLAG",
-        help="with --load: flags that may differ from those the run was started with, as in --override lr+decay")
+        help="with --load or --auto_resume: flags that may differ from those the run was started with, as in --override lr+decay")
     add("--save_every", type=number(least=0), default=10, metavar="MINUTES",
         help="save the state within an epoch this often, so a kill costs no more; 0: only after epochs (default 10)")
     add("--compile", action="store_true",
@@ -451,7 +469,9 @@ def _output_flags(add) -> None:
     add("--dir_experiment", default=str(_ROOT / "experiment"), metavar="DIR",
         help="folder of all experiments (default: experiment/ beside src/)")
     add("--save", default="test", metavar="NAME", help="name of this run's folder there (default test)")
-    add("--no_tensorboard", action="store_true", help="write no TensorBoard file")
+    add("--tracker", choices=TRACKERS, default="tensorboard",
+        help="what also gets the numbers and SR crops of each epoch: TensorBoard, Weights & Biases or MLflow, the last two where the package is installed (requirements-extra.txt) (default tensorboard)")
+    add("--no_tensorboard", action="store_true", help="the same as --tracker none")
     add("--save_models", action="store_true",
         help="keep weights and state of every epoch (105 MB each for the standard network)")
     add("--print_every", type=whole_number(1), default=100, metavar="BATCHES",
@@ -550,8 +570,14 @@ def _check_requests(options: Options) -> None:
         raise OptionError("--reset deletes the run that --load goes on with: give only one of them")
     if options.load and "save" in options.given and options.save != options.load:
         raise OptionError(f"--load {options.load} goes on in its own folder: drop --save {options.save}")
-    if options.override and not options.load:
+    if options.auto_resume:
+        _check_auto_resume(options)
+    elif options.override and not options.load:
         raise OptionError("--override changes a run that goes on: name the run with --load")
+    if options.no_tensorboard and options.tracker != "none" and "tracker" in options.given:
+        raise OptionError(
+            f"--tracker {options.tracker} and --no_tensorboard, which is --tracker none: give one of them"
+        )
     if options.resume and not options.load:
         raise OptionError(f"--resume {options.resume} goes back in a run: name the run with --load")
     if options.chop and options.tile:
@@ -581,6 +607,16 @@ def _check_requests(options: Options) -> None:
     _check_name("--save", options.save)
     if options.load:
         _check_name("--load", options.load)
+
+
+def _check_auto_resume(options: Options) -> None:
+    if options.load and options.load != options.save:
+        raise OptionError(f"--auto_resume goes on with the run that --save names: drop it, or --load {options.load}")
+    if options.reset:
+        raise OptionError("--reset deletes the run that --auto_resume goes on with: give only one of them")
+    if options.test_only:
+        raise OptionError("--auto_resume goes on with training: drop it, --test_only trains nothing")
+    _check_override(options)
 
 
 def _check_name(flag: str, name: str) -> None:

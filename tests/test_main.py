@@ -42,8 +42,8 @@ def test_train_test_fold(small_set, capsys):
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert {path.name for path in folder.iterdir()} == {
-        ".experiment", ".lock", "config.txt", "log.txt", "history.csv", "curves.png", "curves.pdf", "state.pt", "model",
-        "tensorboard",
+        ".experiment", ".lock", "config.txt", "run.json", "log.txt", "history.csv", "curves.png", "curves.pdf",
+        "state.pt", "model", "tensorboard",
     }  # fmt: skip
     kept = {f"model_{name}.{form}" for name in ("latest", "best", 1, 2, 3) for form in ("pt", "safetensors")}
     kept |= {f"state_{epoch}.pt" for epoch in (1, 2, 3)}

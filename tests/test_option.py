@@ -26,12 +26,12 @@ DEFAULTS = {
     "kernels": "recalibrated", "basis": "trained", "epochs": 300, "test_every": 1000, "batch_size": 16,
     "val_every": 1, "best_by": "",
     "split_batch": 1, "reset": False, "load": "", "resume": 0,
-    "override": (), "save_every": 10, "compile": False, "schedule": "step",
+    "override": (), "auto_resume": False, "save_every": 10, "compile": False, "schedule": "step",
     "warmup": 0, "ema": 0, "lr": 1e-4, "decay": (200,), "gamma": 0.5,
     "optimizer": "ADAM", "momentum": 0.9, "betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0, "gclip": 0,
     "vgg_weights": "", "degradation": "bicubic", "tile": 0, "metric_channel": "y", "perceptual": (),
     "loss": ((1.0, "L1"),), "skip_threshold": 1e8, "test_only": False, "chop": False, "self_ensemble": False,
-    "dir_experiment": str(ROOT / "experiment"), "save": "test", "no_tensorboard": False,
+    "dir_experiment": str(ROOT / "experiment"), "save": "test", "tracker": "tensorboard", "no_tensorboard": False,
     "save_models": False, "print_every": 100,
     "save_results": False, "save_gt": False,
 }  # fmt: skip
@@ -137,6 +137,14 @@ MISTAKES = {
     "--test_only --load a": ("--load", "--pre_train"),
     "--test_only --pre_train x --reset": ("--reset",),
     "--ext png": ("--ext", "sep_reset"),
+    "--auto_resume --reset": ("--reset", "--auto_resume"),
+    "--auto_resume --load a": ("--auto_resume", "--load a"),
+    "--auto_resume --test_only --pre_train x": ("--auto_resume", "--test_only"),
+    "--auto_resume --override scale": ("--override scale", "--pre_train"),
+    "--auto_resume --override lrr": ("--override lrr", "is no flag"),
+    "--auto_resume --resume 3": ("--resume 3", "--load"),
+    "--tracker comet": ("--tracker", "tensorboard", "wandb", "mlflow", "none"),
+    "--tracker wandb --no_tensorboard": ("--tracker wandb", "--no_tensorboard"),
     "--epoch 3": ("--epoch",),
 }
 
@@ -186,6 +194,29 @@ def test_going_on_keeps_the_experiment_and_lets_the_rest_change():
     moved = continue_with(parse_args(["--load", "run"]), begun, ["n_GPUs", "cpu"])
     assert (moved.n_GPUs, moved.cpu) == (1, False)
     assert moved.given == {"load"}
+
+
+def test_no_tensorboard_is_tracker_none_in_old_and_new_command_lines():
+    assert parse_args(["--no_tensorboard"]).tracker == "none"
+    begun = parse_args("--save run --no_tensorboard".split()).values()
+    older = {name: value for name, value in begun.items() if name not in ("tracker", "auto_resume")}
+    for stored in (begun, older):
+        assert continue_with(parse_args("--load run".split()), stored, ["no_tensorboard"]).tracker == "none"
+        changed = continue_with(parse_args("--load run --tracker wandb".split()), stored, ["no_tensorboard"])
+        assert (changed.tracker, changed.no_tensorboard) == ("wandb", False)
+        # And a later session of that one.
+        again = continue_with(parse_args("--load run".split()), changed.values(), sorted(changed.given))
+        assert again.tracker == "wandb"
+
+
+def test_auto_resume_goes_on_with_the_run_that_save_names():
+    begun = parse_args("--save run --auto_resume --scale 2 --precision auto".split()).replace(precision="bf16").values()
+    for line in ("--save run --auto_resume --scale 2 --precision auto", "--load run", "--save run --auto_resume"):
+        options = continue_with(parse_args(line.split()), begun, ["save", "auto_resume", "scale", "precision"])
+        assert (options.load, options.save, options.scale, options.precision) == ("run", "run", 2, "bf16")
+        assert options.auto_resume == ("--auto_resume" in line)
+    with pytest.raises(OptionError, match=r"--scale 3, but --auto_resume --save run was started with 2: .*--pre_train"):
+        continue_with(parse_args("--save run --auto_resume --scale 3".split()), begun, [])
 
 
 def test_released_networks_are_found_by_name_from_any_folder(tmp_path, monkeypatch):

@@ -11,10 +11,19 @@ from data.batches import train_batches
 from data.degradation import Degradation
 from data.parallel import usable_cores
 from data.patches import TrainSet
+from data.provenance import describe_data
 from data.sets import Opening, open_test_sets, open_train_set
 from data.testset import TestSet
 
-__all__ = ["TestSet", "TrainSet", "build_test_sets", "build_train_set", "train_batches", "usable_cores"]
+__all__ = [
+    "TestSet",
+    "TrainSet",
+    "build_test_sets",
+    "build_train_set",
+    "describe_data",
+    "train_batches",
+    "usable_cores",
+]
 
 
 def build_train_set(args) -> TrainSet:

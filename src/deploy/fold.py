@@ -23,10 +23,11 @@ from runtime.provenance import git_commit
 TOLERANCE = 1e-3  # largest rounding difference that a fold may cause, of the 0-255 range; a gray level is 1
 
 
-def write_folded(source: Path, *targets: Path, **unseen) -> float:
+def write_folded(source: Path, *targets: Path, about: dict[str, str] | None = None, **unseen) -> float:
     """Folds the checkpoint file `source` and writes it as safetensors to each of `targets`.
 
     Args:
+        about: more metadata for people and model hubs (`deploy.card`).
         unseen: hyper-parameters that a bare state dict does not show, as `model.checkpoint.rebuild` takes them.
 
     Returns:
@@ -38,7 +39,7 @@ def write_folded(source: Path, *targets: Path, **unseen) -> float:
     checkpoint = unpack(load_tensors(source), str(source))
     with torch.random.fork_rng(devices=[]):
         trained = rebuild(checkpoint, **unseen).eval()
-    content = folded_bytes(checkpoint, trained, digest(source))
+    content = folded_bytes(checkpoint, trained, digest(source), about)
     with torch.random.fork_rng(devices=[]):  # a training's random numbers must not depend on its saves
         deployed = rebuild(unpack(parse_safetensors(content), str(targets[0]))).eval()
     deviation = largest_deviation(trained, deployed)
@@ -52,19 +53,20 @@ def write_folded(source: Path, *targets: Path, **unseen) -> float:
     return deviation
 
 
-def folded_bytes(checkpoint: Checkpoint, trained: nn.Module, sha256: str) -> bytes:
+def folded_bytes(checkpoint: Checkpoint, trained: nn.Module, sha256: str, about: dict[str, str] | None = None) -> bytes:
     """The content of the safetensors file: the folded state dict, with metadata that suffice to rebuild the network.
 
     Args:
         checkpoint: what was read.
         trained: its network, in training form or with plain kernels.
         sha256: of the checkpoint file.
+        about: more metadata, which rebuild nothing.
     """
     was_folded = checkpoint.recalibrated or checkpoint.facts.get("folded", False)
     kept = {name: checkpoint.facts[name] for name in ("epoch", "psnr", "weights") if name in checkpoint.facts}
     # A network with plain kernels is written as it is, and its file does not claim to be folded.
     packed = pack(fold(trained), model_of(checkpoint), folded=was_folded, **kept)
-    metadata = {
+    metadata = (about or {}) | {
         "format": FORMAT,
         "facts": json.dumps(packed["facts"]),
         "input": describe_input(trained),

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 from tqdm import tqdm
 
-from deploy import report
+from deploy import card, report
 from deploy.context import ExportContext
 from deploy.fold import describe_input, write_folded
 from deploy.formats import FORMATS, require
@@ -26,10 +26,11 @@ from deploy.measure import (
     too_slow,
 )
 from deploy.onnx_form import OPSET
-from deploy.report import REPORT, SAFETENSORS
+from deploy.report import CARD, REPORT, SAFETENSORS
 from deploy.rewrite import mean_shift_notes
 from model.checkpoint import model_of, rebuild, unpack
 from model.networks import count_parameters
+from model.recalibration import fold
 from model.weights import load_tensors
 from runtime.errors import UserError
 from runtime.files import digest, write_bytes
@@ -64,7 +65,8 @@ def export_checkpoint(
     pictures = photographs(images, trained.hyperparameters)
 
     target = out / f"{stem}.safetensors"
-    deviation = write_checked_fold(source, target, stem, **unseen)
+    facts = card.gather(source, checkpoint, trained, fold(trained), stem)
+    deviation = write_checked_fold(source, target, stem, about=facts.metadata(), **unseen)
     network = rebuild(unpack(load_tensors(target), str(target))).eval()
     form = f" ({count_parameters(trained):,} in training form)" if checkpoint.recalibrated else ""
     log.info(
@@ -80,21 +82,36 @@ def export_checkpoint(
         else:
             entries[result.paths[0].name] = report.format_entry(name, result.paths, result.accuracy, result.latency)
             log_result(result, len(pictures.test))
-    report.write_report(out, summary(source, model_of(checkpoint), network, pictures.test) | {"files": entries})
-    log.info("report: %s", out / REPORT)
+    kinds = {part: described(entry["format"]) for entry in entries.values() for part in entry["files"]}
+    text = card.render(facts, kinds | {REPORT: "hashes, and what was measured of each file"})
+    content = summary(source, model_of(checkpoint), network, pictures.test) | {"files": entries}
+    kept = report.write_with_card(out, content, text)
+    log.info("report: %s; model card: %s", out / REPORT, out / CARD if kept else "not written")
     if rejected:
         raise UserError(f"not written: {'; '.join(rejected)}")
 
 
-def write_checked_fold(source: Path, target: Path, stem: str, **unseen: float | None) -> float:
+def described(form: str) -> str:
+    """A format in a few words, for the model card."""
+    if form == SAFETENSORS:
+        return "the weights, folded, with all that is needed to rebuild the network; for `krgn.load`"
+    return f"the same network as `export.py --formats {form}` writes it"
+
+
+def write_checked_fold(
+    source: Path, target: Path, stem: str, about: dict[str, str] | None = None, **unseen: float | None
+) -> float:
     """Writes the folded file, and makes its folder only once the fold has passed its check.
+
+    Args:
+        about: more metadata of the file.
 
     Returns:
         The largest difference from the training form, of the 0-255 range.
     """
     with tempfile.TemporaryDirectory() as folder:
         checked = Path(folder) / target.name
-        deviation = write_folded(source, checked, **unseen)
+        deviation = write_folded(source, checked, about=about, **unseen)
         report.announce(target.parent, stem)
         write_bytes(target, checked.read_bytes())
     return deviation

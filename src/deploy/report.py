@@ -4,7 +4,10 @@ While an export runs, the report lists under "begun" the files that it may write
 started again; files that no report lists are somebody else's and are left alone.
 """
 
+import hashlib
 import json
+import logging
+import os
 import re
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,8 +18,11 @@ from deploy.measure import Accuracy, Latency
 from runtime.errors import UserError, printable
 from runtime.files import digest, read_json, write_bytes
 
+log = logging.getLogger("krgn")
+
 REPORT = "export.json"
 BEGUN = "begun"
+CARD = "README.md"
 SAFETENSORS = "safetensors"
 
 
@@ -50,6 +56,33 @@ def names_of(stem: str) -> list[str]:
 def write_report(out: Path, report: dict) -> None:
     """Writes a folder's export.json."""
     write_bytes(out / REPORT, (json.dumps(report, indent=1) + "\n").encode())
+
+
+def write_with_card(out: Path, report: dict, text: str) -> bool:
+    """Writes export.json and the model card, README.md; returns whether it wrote the card.
+
+    A README.md that no export wrote, or that was edited since, is left alone, with a line in the log. The report lists
+    under "card" the SHA-256 of those that are an export's own, before they are written, so that a kill does no harm.
+    """
+    content, own = text.encode(), _own_cards(out)
+    free = not os.path.lexists(out / CARD)
+    if not free:
+        try:
+            free = digest(out / CARD) in own
+        except (UserError, OSError):  # a folder, say
+            free = False
+    write_report(out, report | {"card": sorted({*own, hashlib.sha256(content).hexdigest()}) if free else own})
+    if not free:
+        log.warning("%s: was not written by export.py, or was edited since: it is left alone", out / CARD)
+        return False
+    write_bytes(out / CARD, content)
+    return True
+
+
+def _own_cards(out: Path) -> list[str]:
+    """The SHA-256 of the model cards that exports have written into a folder."""
+    listed = read_json(out / REPORT).get("card", []) if (out / REPORT).exists() else []
+    return [each for each in listed if isinstance(each, str)] if isinstance(listed, list) else []
 
 
 def announce(out: Path, stem: str) -> None:

@@ -5,13 +5,17 @@ Rank 0 alone logs and writes.
 """
 
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from runtime.errors import UserError
+
+T = TypeVar("T")
 
 
 def launched() -> bool:
@@ -36,7 +40,11 @@ def is_main() -> bool:
 
 @contextmanager
 def processes(device: torch.device):
-    """Inside, torchrun's processes form a group, nccl on GPUs and gloo on CPUs."""
+    """Inside, torchrun's processes form a group, nccl on GPUs and gloo on CPUs.
+
+    Raises:
+        UserError: if another process ends while this one waits for it.
+    """
     if not launched():
         yield
         return
@@ -46,6 +54,10 @@ def processes(device: torch.device):
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     try:
         yield
+    except RuntimeError as error:
+        if not lost(error):
+            raise
+        raise UserError(f"another process of this run has ended ({error}): see its output") from None
     finally:
         dist.destroy_process_group()
 
@@ -81,12 +93,16 @@ def share(batch_size: int) -> int:
     Raises:
         UserError: if they do not divide evenly.
     """
-    if batch_size % world_size():
+    world = world_size()
+    if batch_size % world:
+        # Those up to twice as many processes as there are, or a node's usual eight.
+        fitting = [str(n) for n in range(1, min(batch_size, max(2 * world, 8)) + 1) if batch_size % n == 0]
         raise UserError(
-            f"--batch_size {batch_size} does not divide evenly over {world_size()} processes: "
-            f"use {batch_size // world_size() * world_size() or world_size()}, it counts the patches of all of them"
+            f"--batch_size {batch_size} does not divide evenly over {world} processes: "
+            f"use {batch_size // world * world or world}, it counts the patches of all of them, "
+            f"or start {' or '.join(', '.join(fitting).rsplit(', ', 1))} processes"
         )
-    return batch_size // world_size()
+    return batch_size // world
 
 
 def barrier() -> None:
@@ -125,6 +141,26 @@ def gather(value) -> list:
 def of_main(value):
     """What rank 0 gave; the same on all of them."""
     return gather(value)[0]
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What `make` returns on rank 0, which alone calls it; the same on all of them.
+
+    Raises:
+        UserError: on all of them, if it does so on rank 0.
+    """
+    if world_size() == 1:
+        return make()
+    outcome: list = [None]
+    if is_main():
+        try:
+            outcome = [make()]
+        except UserError as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[0], UserError):
+        raise outcome[0]
+    return outcome[0]
 
 
 def lost(error: BaseException) -> bool:

@@ -1,10 +1,12 @@
 """The folder of a run, experiment/<save>/, and everything a run leaves there:
 
-    config.txt                  all options, versions and the git commit of a training run (config_test.txt: of a test)
+    config.txt                  command, all options, git commit, versions, hardware and data of a training run
+                                (config_test.txt: of a test)
+    run.json                    the same for programs, of every session of the run, with wall times (`provenance.py`)
     log.txt                     what was printed, with times; a run that goes on appends
     history.csv, curves.png, curves.pdf     losses, rate and scores of each epoch
     skipped.csv                 batches that were skipped, why, and their images
-    tensorboard/                the same numbers, and crops of SR images, for TensorBoard
+    tensorboard/, wandb/        the same numbers, and crops of SR images, for TensorBoard, Weights & Biases
     model/model_latest.pt       weights after the last epoch, in training form
     model/model_best.pt         weights of the best epoch: by PSNR on the first test set, or by --best_by
     model/model_<epoch>.pt, model/state_<epoch>.pt     with --save_models
@@ -22,12 +24,10 @@ import errno
 import logging
 import os
 import platform
-import sys
+import time
 import weakref
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-
-import torch
 
 from model.weights import load_tensors
 from runtime import distributed
@@ -35,17 +35,19 @@ from runtime.csvfiles import csv_text
 from runtime.errors import UserError, printable
 from runtime.files import is_temporary, remove_abandoned, save_tensors, write_bytes
 from runtime.log import log_to
-from runtime.provenance import git_commit
+from runtime.provenance import RunRecord, as_text
 
 log = logging.getLogger("krgn")
 
 _MARKER, _LOCK = ".experiment", ".lock"
+LOCK_WAIT = 60  # seconds that --auto_resume waits for a process that still trains in the folder
 _OURS = (
-    "config.txt", "config_test.txt", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf", "state.pt",
-    "scores-*.csv", "scores-*.json",
+    "config.txt", "config_test.txt", "run.json", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf",
+    "state.pt", "scores-*.csv", "scores-*.json",
     "model/model_latest.pt", "model/model_best.pt", "model/model_[0-9]*.pt", "model/state_[0-9]*.pt",
     "model/model_latest.safetensors", "model/model_best.safetensors", "model/model_[0-9]*.safetensors",
-    "results-*/*_x[0-9]*_[SLH]R.png", "tensorboard/events.out.tfevents.*", _MARKER,
+    "results-*/*_x[0-9]*_[SLH]R.png", "tensorboard/events.out.tfevents.*",
+    "wandb/offline-run-*/**/*", "wandb/run-*/**/*", "wandb/latest-run", "wandb/debug*.log", _MARKER,
 )  # fmt: skip
 
 
@@ -55,13 +57,18 @@ class Experiment:
     def __init__(self, parent: Path, name: str):
         self.folder, self.name = parent / name, name
         self._locked = False
+        self.record: RunRecord | None = None  # of a training run, once it is begun
 
     @property
     def state_path(self) -> Path:
         return self.folder / "state.pt"
 
-    def check(self, *, training: bool, reset: bool, load: bool) -> None:
+    def check(self, *, training: bool, reset: bool, load: bool, auto_resume: bool = False) -> None:
         """Whether the run may use the folder; called before any work is done, and changes nothing.
+
+        Args:
+            auto_resume: the run goes on if there is a state. It waits a while for the lock: the process that was
+                stopped before this one started may still be saving its state.
 
         Raises:
             UserError: if it may not.
@@ -69,7 +76,7 @@ class Experiment:
         name = self.name
         ours = (self.folder / _MARKER).is_file()
         if training and ours and distributed.is_main():
-            self._lock()
+            self._lock(wait=LOCK_WAIT if auto_resume else 0)
         if load:
             if not self.state_path.is_file():
                 raise UserError(
@@ -83,14 +90,26 @@ class Experiment:
             raise UserError(f"{self.folder}: was not made by this program, so it is left alone: choose another --save")
         # A run that was killed before its first state has nothing to lose and nothing to go on with.
         begun = self.state_path.exists() or any((self.folder / "model").glob("model_*.pt"))
+        if auto_resume and begun:
+            if self.state_path.exists():
+                return
+            raise UserError(
+                f"{self.folder}: has weights, but no state.pt that --auto_resume could go on from: restore it, start "
+                f"anew (--save {name} --reset deletes the run), or choose another --save"
+            )
         if training and begun and not reset:
             raise UserError(
-                f"{self.folder}: holds a training run: go on with it (--load {name}), "
+                f"{self.folder}: holds a training run: go on with it (--load {name}, or --auto_resume), "
                 f"start anew (--save {name} --reset deletes it), or choose another --save"
             )
 
-    def create(self, options: dict, *, training: bool, reset: bool = False) -> None:
-        """Makes the folder, deletes the run in it if `reset`, and writes the configuration; `check` comes first."""
+    def create(self, options: dict, *, training: bool, reset: bool = False, facts: dict | None = None) -> None:
+        """Makes the folder, deletes the run in it if `reset`, and writes the configuration; `check` comes first.
+
+        Args:
+            options: the values of all flags.
+            facts: "hardware" and "data" of the run, as `provenance` describes them.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # First of all, so that a run that is killed now may be started again.
@@ -111,7 +130,10 @@ class Experiment:
             raise UserError(
                 f"{self.folder}: cannot be written ({error.strerror}): name another folder with --dir_experiment"
             ) from None
-        self._write_text("config.txt" if training else "config_test.txt", _configuration(options))
+        self._write_text("config.txt" if training else "config_test.txt", as_text(options, facts or {}))
+        if training:
+            self.record = RunRecord(self.folder / "run.json")
+            self.record.begin(facts or {})
 
     def _is_empty_frame(self) -> bool:
         """Whether the folder holds nothing but what a run that was killed in its first moments may have left."""
@@ -124,11 +146,14 @@ class Experiment:
             for path in self.folder.iterdir()
         )
 
-    def _lock(self) -> None:
+    def _lock(self, *, wait: float = 0) -> None:
         """Keeps other processes from training in this folder until this one ends.
 
+        Args:
+            wait: seconds to wait for another one that does.
+
         Raises:
-            UserError: if another one does.
+            UserError: if it still does.
         """
         try:
             import fcntl
@@ -136,20 +161,32 @@ class Experiment:
             return
         # Open as long as this object. No file object: the interpreter would complain of one at its end.
         file = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            # A lock of the process: loaders, which are its copies, do not hold it, and survive it by some seconds.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                who = printable(os.read(file, 200).decode(errors="replace").strip()) or "another process"
-                os.close(file)
-                raise UserError(
-                    f"{self.folder}: {who} is training in it: wait until that has ended, stop it, or choose "
-                    "another --save"
-                ) from None
-            log.warning(
-                "%s: no locks there (%s): see to it that no other process trains in it", self.folder, error.strerror
-            )
+        deadline, waiting = time.monotonic() + wait, False
+        while True:
+            try:
+                # A lock of the process: loaders, which are its copies, do not hold it, and survive it by some seconds.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    log.warning(
+                        "%s: no locks there (%s): make sure that no other process trains in it",
+                        self.folder,
+                        error.strerror,
+                    )
+                    break
+                who = printable(os.pread(file, 200, 0).decode(errors="replace").strip()) or "another process"
+                if time.monotonic() >= deadline:
+                    os.close(file)
+                    raise UserError(
+                        f"{self.folder}: {who} is training in it: wait until that has ended, stop it, or choose "
+                        "another --save"
+                    ) from None
+                if not waiting:
+                    log.info("%s: %s is training in it: waiting up to %.0f s for its end", self.folder, who, wait)
+                waiting = True
+                time.sleep(0.2)
+            else:
+                break
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
         weakref.finalize(self, os.close, file)
@@ -159,9 +196,10 @@ class Experiment:
         """Deletes what this program writes, by name; anything else in the folder stays, and so does the folder then."""
         for pattern in _OURS:
             for path in self.folder.glob(pattern):
-                if not path.is_dir():
+                if path.is_symlink() or not path.is_dir():
                     path.unlink()
-        for folder in [*self.folder.glob("results-*"), self.folder / "model", self.folder / "tensorboard"]:
+        nested = sorted(self.folder.glob("wandb/**/"), reverse=True)  # the innermost first
+        for folder in [*self.folder.glob("results-*"), self.folder / "model", self.folder / "tensorboard", *nested]:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
@@ -175,6 +213,16 @@ class Experiment:
     def save_state(self, state: dict) -> None:
         """Writes state.pt; the last good one stays until the new one is complete."""
         save_tensors(self.state_path, state)
+        self.reached(state["progress"]["epoch"], state["progress"]["batch"])
+
+    def recorded(self) -> AbstractContextManager:
+        """Inside, a session of the run trains, whose end is recorded in run.json."""
+        return self.record.ending() if self.record is not None else nullcontext()
+
+    def reached(self, epoch: int, batch: int) -> None:
+        """Records in run.json how far the run has come."""
+        if self.record is not None:
+            self.record.reached(epoch, batch)
 
     def keep_state(self, epoch: int) -> None:
         """Keeps the state just saved as that of `epoch`, for --resume."""
@@ -240,18 +288,3 @@ class Experiment:
 
     def _write_text(self, name: str, text: str) -> None:
         write_bytes(self.folder / name, text.encode(errors="backslashreplace"))
-
-
-def _configuration(options: dict) -> str:
-    versions = {"python": platform.python_version(), "git commit": git_commit()}
-    for package in ("torch", "numpy", "pillow"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "unknown"
-    if torch.cuda.is_available():
-        versions["GPU"] = torch.cuda.get_device_name()
-    lines = [f"command: {' '.join(sys.argv)}", ""]
-    lines += [f"{name}: {value}" for name, value in options.items()] + [""]
-    lines += [f"{name}: {value}" for name, value in versions.items()]
-    return "\n".join(lines) + "\n"

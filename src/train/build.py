@@ -2,6 +2,7 @@
 
 import logging
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from model.recalibration import fold
 from model.weights import load_tensors
 from runtime import distributed
 from runtime.experiment import Experiment
+from train import trackers
 from train.best import choose_best_by
 from train.monitor import Monitor
 from train.optim import MovingAverage, OptimizerConfig, Schedule, make_optimizer
@@ -72,6 +74,13 @@ def build_trainer(
         folded = fold(step.released)  # what a test of the saved weights will run, so that scores agree to the bit
         return [evaluator.evaluate(folded, each, on_image=keep) for each in test_sets]
 
+    def begin_tracker(first: int) -> trackers.Tracker:
+        if experiment.record is None:  # rank 0 alone writes
+            return trackers.Tracker()
+        parent = Path(args.dir_experiment)
+        run = {"folder": experiment.folder, "parent": parent, "id": experiment.record.id, "options": args.values()}
+        return trackers.begin(args.tracker, trackers.TrackedRun(first=first, **run))
+
     return Trainer(
         state,
         _plan(args, _summary(args, train_set, test_sets, schedule.epoch_batches)),
@@ -80,6 +89,7 @@ def build_trainer(
         Requests(args.save_every, device),
         batches_from=batches_from,
         validate=validate,
+        begin_tracker=begin_tracker,
         test_sets=test_sets,
         experiment=experiment,
     )
@@ -105,7 +115,6 @@ def _plan(args, summary: str) -> Plan:
         val_every=args.val_every,
         print_every=args.print_every,
         keep_epochs=args.save_models,
-        tensorboard=not args.no_tensorboard,
     )
 
 
@@ -151,9 +160,27 @@ def _as_it_runs(args, network: nn.Module, device: torch.device) -> nn.Module:
     parallel = InPrecision(parallel, device, args.precision)
     if distributed.world_size() > 1:
         devices = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(parallel, device_ids=devices, broadcast_buffers=False)
+        parallel = DistributedDataParallel(parallel, device_ids=devices, broadcast_buffers=False)
+        return _with_final_buckets(parallel, network, device, args)
     if device.type == "cuda" and args.n_GPUs > 1:
         return nn.DataParallel(parallel, list(range(args.n_GPUs)))
+    return parallel
+
+
+def _with_final_buckets(
+    parallel: DistributedDataParallel, network: nn.Module, device: torch.device, args
+) -> DistributedDataParallel:
+    """The network after a step that changes nothing.
+
+    DistributedDataParallel exchanges gradients in buckets, and sorts them anew after the first step. The sum over
+    three or more processes is rounded by where a value lies in its bucket: without this step the first one after a
+    restart would differ in the last bit from that of a run that was not stopped.
+    """
+    side = args.patch_size // args.scale
+    batch = torch.zeros(1, args.n_colors, side, side, dtype=torch.uint8)
+    for _ in range(2):  # they are sorted when the second one begins
+        parallel(to_network(batch, device, args.rgb_range)).sum().backward()
+    network.zero_grad(set_to_none=True)
     return parallel
 
 

@@ -57,6 +57,13 @@ class Progress:
         self.batch, self.sums, self.norms, self.counted, self.seconds = 0, [0.0] * len(self.sums), 0.0, 0, 0.0
 
 
+def all_done(epoch: int, epochs: float) -> str:
+    """The line that says that a run has nothing left to do after `epoch` of `epochs` epochs, 0 of them for endless
+    training; "" if it has."""
+    finished = isinstance(epoch, int) and 0 < epochs <= epoch
+    return f"nothing to do: {epoch} of {epochs} epochs are done (raise --epochs to go on)" if finished else ""
+
+
 _NAMES_IN_FILE = {"consecutive_skips": "in_a_row"}  # where a state file has another one
 
 

@@ -20,15 +20,15 @@ from data.testset import TestSet
 from evaluation.metrics import Scores
 from model.checkpoint import pack
 from runtime import distributed, errors
-from runtime.errors import UserError, held
+from runtime.errors import held
 from runtime.experiment import Experiment
 from train.best import score_columns
 from train.files import save_history, save_weights
 from train.monitor import Diverged, Monitor, StepStats
 from train.optim import Schedule, make_scheduler
 from train.requests import Requests
-from train.state import RunState
-from train.tensorboard import Board
+from train.state import RunState, all_done
+from train.trackers import Tracker
 
 log = logging.getLogger("krgn")
 
@@ -46,7 +46,6 @@ class Plan:
         val_every: epochs between two validations; the last epoch is always validated.
         print_every: batches between two lines of the log.
         keep_epochs: keep weights and state of every epoch (--save_models).
-        tensorboard: write TensorBoard's file.
     """
 
     summary: str
@@ -55,7 +54,6 @@ class Plan:
     val_every: int = 1
     print_every: int = 100
     keep_epochs: bool = False
-    tensorboard: bool = True
 
 
 class Trainer:
@@ -64,7 +62,8 @@ class Trainer:
     Args:
         state: where the run stands, with its network and optimizers in `state.step`.
         batches_from: called with a batch's number, gives that batch and all after it; see `data.train_batches`.
-        validate: called with what keeps SR images for TensorBoard, gives the scores of each of `test_sets`.
+        validate: called with what keeps SR images for the tracker, gives the scores of each of `test_sets`.
+        begin_tracker: called with the first epoch that will be written, gives the tracker of this process.
     """
 
     def __init__(
@@ -77,17 +76,20 @@ class Trainer:
         *,
         batches_from: Callable[[int], Batches],
         validate: Callable[[Callable], list[Scores]],
+        begin_tracker: Callable[[int], Tracker],
         test_sets: list[TestSet],
         experiment: Experiment,
     ):
         self.state, self.step, self.progress, self.best_by = state, state.step, state.progress, state.best_by
         self.plan, self.schedule, self.monitor, self.requests = plan, schedule, monitor, requests
         self.batches_from, self.validate, self.test_sets = batches_from, validate, test_sets
+        self.begin_tracker = begin_tracker
         self.experiment, self.epoch_batches = experiment, schedule.epoch_batches
         self.schedulers = [make_scheduler(each, schedule, done=self.done) for each in self.step.optimizers]
         self.ahead = 1 if self.step.device.type == "cuda" else 0  # steps that may be in flight when the next one starts
         self.in_flight: deque[StepStats] = deque()
         self.eta_logged = False
+        self.in_step = False
 
     @property
     def done(self) -> int:
@@ -97,12 +99,11 @@ class Trainer:
     def fit(self) -> None:
         """Trains. On a signal the state is saved, within an epoch too."""
         progress, plan = self.progress, self.plan
-        if progress.epoch >= plan.epochs:
-            log.info("nothing to do: %d of %d epochs are done (raise --epochs to go on)", progress.epoch, plan.epochs)
+        if done := all_done(progress.epoch, plan.epochs):
+            log.info(done)
             return
         log.info(plan.summary)
-        wanted = distributed.is_main() and plan.tensorboard
-        board = Board(self.experiment.folder, first=progress.epoch + 1, wanted=wanted)
+        tracker = self.begin_tracker(progress.epoch + 1)
         batches = self.batches_from(self.done)
         try:
             while progress.epoch < plan.epochs:
@@ -111,20 +112,18 @@ class Trainer:
                     self._save_state()  # a signal during a long validation then costs no training
                 epoch = progress.epoch + 1
                 validated = epoch % plan.val_every == 0 or epoch == plan.epochs
-                scores = self.validate(board.keep) if validated else None
+                scores = self.validate(tracker.keep) if validated else None
                 with held():
-                    self._finish_epoch(scores, board)
+                    self._finish_epoch(scores, tracker)
         except Diverged:
             raise
-        except BaseException as error:
+        except BaseException:
             # Also for a bug or a full disk: the batches done so far are worth keeping, if they can be.
             self._save_at_the_end()
-            if distributed.lost(error):
-                raise UserError(f"another process of this run has ended ({error}): see its output") from None
             raise
         finally:
             batches.close()
-            board.close()
+            tracker.close()
 
     def _train_epoch(self, batches: Batches) -> None:
         """The rest of an epoch. Requests are served between batches, by all processes at once."""
@@ -139,8 +138,11 @@ class Trainer:
                 asked = time.perf_counter()
                 lr, hr, names = next(batches)
                 waited += time.perf_counter() - asked
+                # Before the step: where a lost process ends either of them, the weights have not moved.
+                requests = self.requests.exchange()
+                self.in_step = True
                 result = self.step(lr, hr, loss_limit=self.monitor.loss_limit)
-                requests = self.requests.exchange()  # afterwards: a signal during the step is served with it
+                self.in_step = False
                 progress.batch += 1
                 for scheduler in self.schedulers:
                     scheduler.step()
@@ -199,7 +201,7 @@ class Trainer:
         if distributed.is_main():
             self.experiment.save_skipped(self.progress.skipped)
 
-    def _finish_epoch(self, scores: list[Scores] | None, board: Board) -> None:
+    def _finish_epoch(self, scores: list[Scores] | None, tracker: Tracker) -> None:
         """Books a complete epoch and writes everything; `scores` is None where it was not validated.
 
         First the files, then the new state: if a file cannot be written the state still says that the epoch is to be
@@ -228,7 +230,7 @@ class Trainer:
             save_weights(self.experiment, checkpoint, names)
             save_history(self.experiment, history)
             speed = self.epoch_batches * self.plan.batch_size / max(progress.seconds, 1e-9)
-            board.write(epoch, row | {"patches per second": speed})
+            tracker.write(epoch, row | {"patches per second": speed})
 
         progress.best, progress.history = best, history
         if progress.counted:
@@ -243,10 +245,14 @@ class Trainer:
         with held():
             with suppress(errors.Interrupted):
                 self._book(alone=True)
-            saved = self._save_state()
+            # A step that a lost process ends has moved no weights, but a discriminator's statistics and random numbers.
+            torn = self.in_step and self.step.adversary is not None
+            saved = not torn and self._save_state()
         progress = self.progress
         line = f"state saved after {progress.epoch} epochs and {progress.batch} batches"
-        if not saved:
+        if torn:
+            line = "a step was interrupted, so the state saved before that stays"
+        elif not saved:
             why = "the last batches were skipped" if progress.consecutive_skips else "the loss has exploded"
             line = f"{why}, so the state saved before that stays"
         log.info("%s: go on with --load %s", line, self.experiment.name)

@@ -310,7 +310,11 @@ def test_a_form_that_misses_its_tolerance_is_not_written(trained, tmp_path, monk
     monkeypatch.setitem(formats.FORMATS, "pt", replace(formats.FORMATS["pt"], write=write))
     with pytest.raises(UserError, match=r"KRGN_x3.pt differs by 1.0e\+00 of 255"):
         export.main(["--pre_train", str(trained), "--out", str(tmp_path / "out")])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["KRGN_x3.safetensors", "export.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "KRGN_x3.safetensors",
+        "README.md",
+        "export.json",
+    ]
 
 
 def test_a_form_for_speed_that_is_slower_is_not_written(trained, tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def best_of(folder) -> tuple[float, int]:
 
 # Another value for every flag that may be overridden; those of a line change together.
 OVERRIDES = (
-    "--data_test Other --best_by Other:SSIM --val_every 2 --no_tensorboard --ext img "
+    "--data_test Other --best_by Other:SSIM --val_every 2 --tracker none --no_tensorboard --ext img "
     "--skip_threshold 7 --save_every 0 --print_every 1 --save_models",
     "--data_test Small+Other --data_range 1-2/6-6 --tile 16 --split_batch 2 --patch_size 32 --no_augment",
     "--data_test Demo --data_train Other+Small --data_range 1-2/5-6 --degradation blur+bicubic --precision bf16",
@@ -57,7 +57,7 @@ OVERRIDES = (
 )
 # What another machine, file or package is needed for, or what is no part of how a run goes on.
 ELSEWHERE = {"n_GPUs", "compile", "perceptual", "vgg_weights", "cpu", "n_threads", "dir_data", "dir_demo", "override"}
-ELSEWHERE |= {"dir_experiment", "save", "load", "resume", "reset", "test_only", "epochs", "help"}
+ELSEWHERE |= {"dir_experiment", "save", "load", "auto_resume", "resume", "reset", "test_only", "epochs", "help"}
 
 
 @pytest.fixture
