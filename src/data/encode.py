@@ -1,6 +1,5 @@
 """Writes pictures as PNG, JPEG, WebP or TIFF, atomically, with alpha, colour profile and EXIF, of 8 or 16 bits."""
 
-import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path

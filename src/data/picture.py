@@ -1,8 +1,8 @@
 """A picture of a user's own with all that it holds: bit depth, alpha, colour profile and EXIF.
 
-`read_picture` keeps what `image.read_own` drops. The colours are the same: those of `read_own` are the high bytes. 16-bit
-samples are kept of PNG, of gray and RGB TIFF, of PPM and PGM, and of gray JPEG 2000; other formats are read with 8 bits.
-Alpha is straight: the colours under it are taken as stored.
+`read_picture` keeps what `image.read_own` drops; the colours of `read_own` are its high bytes. 16-bit samples are kept
+of PNG, of gray and RGB TIFF, of PPM and PGM, and of gray JPEG 2000. Other formats are read with 8 bits. Alpha is
+straight: the colours under it are taken as stored.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, ImageFileDirectory_v2
 
 from data.image import metadata_of, orientation_of, samples_of, upright
 from data.opening import opened, pillow, silence
@@ -54,7 +54,7 @@ def read_picture(path: Path) -> Picture:
     Raises:
         UserError: as in `image.read_image`.
     """
-    with opened(path) as file:
+    with opened(path, paired=False) as file:
         check_complete(file)
         with pillow(file) as image:
             frames = getattr(image, "n_frames", 1) if image.format != "PSD" else 1  # of a PSD: layers, shown at once
@@ -96,11 +96,16 @@ def _deep_samples(file: BinaryIO, image: Image.Image) -> tuple[np.ndarray | None
         header = png_header(file.read(HEADER_BYTES))
         if header is not None and header.bits == 16:
             return _deep_png(file), orientation_of(image)
-    if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 2:
-        if set(image.tag_v2.get(BITSPERSAMPLE, ())) == {16} and set(image.tag_v2.get(SAMPLEFORMAT, (1,))) == {1}:
-            orientation = image.tag_v2.get(_ORIENTATION, 1)
-            return _deep_tiff(file, image), orientation if orientation in range(1, 9) else 1
+    if image.format == "TIFF" and _is_deep_rgb(image.tag_v2):
+        orientation = image.tag_v2.get(_ORIENTATION, 1)
+        return _deep_tiff(file, image), orientation if orientation in range(1, 9) else 1
     return None, 1
+
+
+def _is_deep_rgb(tags: ImageFileDirectory_v2) -> bool:
+    """Whether a TIFF holds RGB in unsigned samples of 16 bits."""
+    bits, kinds = tags.get(BITSPERSAMPLE, ()), tags.get(SAMPLEFORMAT, (1,))
+    return tags.get(PHOTOMETRIC_INTERPRETATION) == 2 and set(bits) == {16} and set(kinds) == {1}
 
 
 def _deep_png(file: BinaryIO) -> np.ndarray:

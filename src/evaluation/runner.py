@@ -69,8 +69,11 @@ class ImageRunner:
             UserError: if the image, or the features of its tiles, have no room; the message has its name.
         """
         self._check_room(lr, name)
-        finish = _Finish(self.rgb_range, lr.dtype, gray=lr.shape[0] < self.n_colors)
-        image = to_network(lr[None], self.device, self.rgb_range).expand(-1, self.n_colors, -1, -1)
+        gray = lr.shape[0] < self.n_colors
+        finish = _Finish(self.rgb_range, lr.dtype, gray=gray)
+        image = to_network(lr[None], self.device, self.rgb_range)
+        if gray:
+            image = image.expand(-1, self.n_colors, -1, -1).contiguous(memory_format=torch.channels_last)
         if self.self_ensemble:
             sr = finish(inference.self_ensemble(self.run, image, batched=not self.tile))
         else:
@@ -136,7 +139,7 @@ class ImageRunner:
         """UserError if main memory cannot even hold the network's input and output; tiles need little more."""
         pixels = lr.shape[1] * lr.shape[2]
         room = available_memory() if self.device.type == "cpu" and pixels > SURE_TO_FIT else None
-        # The input and the output in float32, of which self-ensemble has three at a time, and the output as it is written.
+        # Input and output in float32, of which self-ensemble has three at a time, and the output in whole values.
         per_sample = 4 + ((12 if self.self_ensemble else 4) + lr.itemsize) * self.scale**2
         needed = lr.shape[0] * pixels * per_sample
         if room is not None and needed > room:
