@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         hint = "--help explains the flags"
         if self.example and "arguments are required" in message:
-            hint = f"the shortest command that works: {self.example}; {hint}"
+            hint = f"for example: {self.example}; {hint}"
         self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split(' ')))} ({hint})\n")
 
     def _print_message(self, message, file=None):
