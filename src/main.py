@@ -26,9 +26,9 @@ def main(args: Options) -> None:
     log = start_log()
     if not args.given and not Path(args.dir_data, "DIV2K").is_dir():
         raise UserError(
-            f"without flags main.py trains KRGN x4 on {args.dir_data}/DIV2K, which is not there: arrange the downloaded "
-            "images with prepare.py, train on a small set of your own (docs/first_steps.md), or enlarge a picture with "
-            "the released network: python upscale.py photo.jpg"
+            f"without flags main.py trains KRGN x4 on {args.dir_data}/DIV2K, which is not there: arrange downloaded "
+            "images with prepare.py, train on photographs of your own (docs/first_steps.md), or enlarge a picture "
+            "with the released network: python upscale.py photo.jpg"
         )
     cffb.build_when_needed()
     if not args.release_memory:
