@@ -132,7 +132,11 @@ class Bicubic(nn.Module):
 
 def build_parser() -> Parser:
     """The command line of this program; flags that `main.py` has mean the same."""
-    parser = Parser(prog="compare.py", description="Size, cost, speed, memory and scores of networks, in one table.")
+    parser = Parser(
+        prog="compare.py",
+        description="Size, cost, speed, memory and scores of networks, in one table.",
+        example="python compare.py bicubic KRGN_x4 --data_test none",
+    )
     default = training_parser().get_default
     # fmt: off
     add = parser.add_argument

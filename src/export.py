@@ -18,10 +18,14 @@ from runtime.errors import UserError, run
 from runtime.flags import Parser, number, path_flag, weights_file, whole_number
 from runtime.log import start_log
 
+EXAMPLE = "python export.py --pre_train KRGN_x4 --out ../experiment/exported"
+
 
 def build_parser() -> Parser:
     """The command line of this program."""
-    parser = Parser(prog="export.py", description="Fold a checkpoint, and write it in formats to deploy.")
+    parser = Parser(
+        prog="export.py", description="Fold a checkpoint, and write it in formats to deploy.", example=EXAMPLE
+    )
     parser.add_argument("--pre_train", type=weights_file, metavar="FILE", help="checkpoint to fold, or KRGN_x4")
     parser.add_argument("--out", metavar="DIR", type=path_flag, help="folder for the files")
     parser.add_argument(
@@ -85,7 +89,9 @@ def main(argv: list[str] | None = None) -> None:
             res_scale=args.res_scale,
         )
     else:
-        raise UserError("give --pre_train FILE and --out DIR to export, or --check DIR to check an export")
+        raise UserError(
+            f"give --pre_train FILE and --out DIR to export, as in `{EXAMPLE}`, or --check DIR to check an export"
+        )
 
 
 if __name__ == "__main__":

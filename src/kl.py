@@ -1,6 +1,9 @@
 """Shows how different the kernels of a layer are from one another, before and after recalibration.
 
+    python kl.py
     python kl.py --pre_train ../experiment/my_krgn_x4/model/model_best.pt --out ../experiment/my_krgn_x4/kernels
+
+Without flags it examines the released KRGN_x4 and writes into experiment/kernels_KRGN_x4.
 
 kl.png               Figure 4 of the paper: a matrix for each chosen block; entry (i, j) is the KL divergence between
                      the flattened kernels of channels i and j after a softmax, computed for i < j and mirrored.
@@ -29,31 +32,40 @@ from model.networks import MODELS
 from model.recalibration import fold
 from model.tiling import Tiles
 from model.weights import load_tensors
+from option import build_parser as training_parser
 from reporting import figures
 from runtime.csvfiles import csv_text
 from runtime.errors import UserError, run
 from runtime.files import write_bytes
-from runtime.flags import Parser, number, path_flag, weights_file
+from runtime.flags import Parser, number, path_flag, weights_file, weights_name
 from runtime.log import start_log
 
 log = logging.getLogger("krgn")
 
 PAPER_BLOCKS = (1, 2, 4, 5, 6)
+DEFAULT = "KRGN_x4"
 
 
 def build_parser() -> Parser:
     """The command line of this program."""
-    parser = Parser(prog="kl.py", description="Draw how different a network's kernels are (Figure 4 and more).")
+    parser = Parser(
+        prog="kl.py",
+        description="Draw how different a network's kernels are (Figure 4 and more).",
+        example="python kl.py",
+    )
     parser.add_argument(
         "--pre_train",
         type=weights_file,
-        required=True,
         nargs="+",
         metavar="FILE",
-        help="checkpoint, preferably in training form; of several, given in order of training, the last is examined",
+        help="checkpoint, preferably in training form; of several, given in order of training, the last is examined "
+        "(default KRGN_x4)",
     )
     parser.add_argument(
-        "--out", required=True, metavar="DIR", type=path_flag, help="folder for the figures and their numbers"
+        "--out",
+        metavar="DIR",
+        type=path_flag,
+        help="folder for the figures and their numbers (default: kernels_NAME in experiment/, with the network's name)",
     )
     parser.add_argument(
         "--blocks",
@@ -78,8 +90,9 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     start_log()
     cffb.build_when_needed()
-    examined = [read(path) for path in args.pre_train]
-    last, out = examined[-1], Path(args.out)
+    examined = [read(path) for path in args.pre_train or [weights_file(DEFAULT)]]
+    last = examined[-1]
+    out = Path(args.out) if args.out else default_folder(last.checkpoint.path)
     blocks = choose_blocks(args.blocks, last.n_blocks)
     per_block = len(last.layers(1))
     if not 1 <= args.layer <= per_block:
@@ -139,6 +152,11 @@ def read(path: str) -> Examined:
     """Reads a checkpoint and rebuilds its network; UserError if it is not one."""
     checkpoint = unpack(load_tensors(Path(path)), path)
     return Examined(checkpoint, rebuild(checkpoint))
+
+
+def default_folder(path: str) -> Path:
+    """The folder for the figures of a checkpoint: experiment/kernels_NAME, of its experiment's name or its own."""
+    return Path(training_parser().get_default("dir_experiment"), f"kernels_{weights_name(path)}")
 
 
 def choose_blocks(text: str | None, n_blocks: int) -> list[int]:

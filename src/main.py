@@ -1,7 +1,7 @@
 """Train or test: `python main.py --help`. Options -> network, data, experiment -> `Trainer.fit` or `Evaluator.test`."""
 
 from option import SPANDREL, Options, continue_with, follow_file, parse_args
-from runtime.errors import run
+from runtime.errors import UserError, run
 from train.trackers import require
 
 
@@ -29,6 +29,12 @@ def main(args: Options) -> None:
     from train.state import all_done
 
     log = start_log()
+    if not args.given and not Path(args.dir_data, "DIV2K").is_dir():
+        raise UserError(
+            f"without flags main.py trains KRGN x4 on {args.dir_data}/DIV2K, which is not there: arrange downloaded "
+            "images with prepare.py, train on photographs of your own (docs/first_steps.md), or enlarge a picture "
+            "with the released network: python upscale.py photo.jpg"
+        )
     cffb.build_when_needed()
     if not args.release_memory:
         keep_memory()

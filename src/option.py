@@ -318,6 +318,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="main.py",
         description="Train and test lightweight super-resolution networks (KRGN and others), EDSR style.",
         allow_abbrev=False,
+        example="python main.py --test_only --pre_train KRGN_x4 --data_test Demo --dir_demo ~/Pictures/small --save mine",
     )
     for title, add_flags in _GROUPS.items():
         add_flags(parser.add_argument_group(title).add_argument)

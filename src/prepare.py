@@ -30,7 +30,11 @@ MOST_THREADS = 8  # each holds one image in float64 several times over
 
 def build_parser() -> Parser:
     """The command line of this program."""
-    parser = Parser(prog="prepare.py", description="Arrange downloaded images for training and testing.")
+    parser = Parser(
+        prog="prepare.py",
+        description="Arrange downloaded images for training and testing.",
+        example="python prepare.py ~/Pictures/photos --dry_run",
+    )
     parser.add_argument(
         "sources",
         nargs="+",

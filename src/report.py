@@ -22,7 +22,11 @@ from runtime.flags import Parser, path_flag
 
 def build_parser() -> Parser:
     """The command line of this program."""
-    parser = Parser(prog="report.py", description="A page, or a figure, that compares tested experiments.")
+    parser = Parser(
+        prog="report.py",
+        description="A page, or a figure, that compares tested experiments.",
+        example="python report.py ../experiment/my_krgn_x4 --out ../experiment/page",
+    )
     parser.add_argument(
         "experiments",
         nargs="+",

@@ -17,6 +17,7 @@ import export
 import kl
 import prepare
 import report
+import upscale
 from option import build_parser
 from studies import ablation, degrade, demo, verify_resume
 
@@ -151,6 +152,7 @@ PARSERS = {
     "prepare.py": prepare.build_parser,
     "report.py": report.build_parser,
     "bench.py": bench.build_parser,
+    "upscale.py": upscale.build_parser,
     "studies.ablation": ablation.build_parser,
     "studies.verify_resume": verify_resume.build_parser,
 }
@@ -175,6 +177,16 @@ def test_every_command_parses(line):
         parse_args(arguments)
     else:
         parser.parse_args(arguments)
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_the_example_in_the_help_parses(name):
+    parser = PARSERS[name]()
+    words = shlex.split(parser.example)
+    assert words[0] == "python"
+    assert words[-1 if len(words) == 2 else words.index(name)] == name
+    parser.parse_args(words[words.index(name) + 1 :])
+    assert parser.example in " ".join(parser.format_help().split())
 
 
 def test_tilde_is_expanded_in_every_program(monkeypatch):

@@ -81,12 +81,12 @@ def read_header(path: Path | str, content: bytes | None = None) -> Header:
     with opened(path, content) as file:
         if header := png_header(file.read(HEADER_BYTES)):
             before = dict(itertools.takewhile(lambda chunk: chunk[0] != b"IDAT", png_chunks(file)))
-            orientation = _orientation(before[b"eXIf"]) if b"eXIf" in before else 1
+            orientation = orientation_of(before[b"eXIf"]) if b"eXIf" in before else 1
             return Header(header.height, header.width, orientation, b"iCCP" in before, b"acTL" in before)
         file.seek(0)
         with pillow(file) as image:
             width, height = image.size
-            orientation = _orientation(image)
+            orientation = orientation_of(image)
             if image.format == "TIFF" and orientation >= 5:  # Pillow gives the size of the upright picture
                 width, height = height, width
             # All layers of a layered picture are shown at once: they are not frames.
@@ -125,11 +125,11 @@ def read_image(path: Path | str, content: bytes | None = None) -> np.ndarray:
             check_complete(file)
             with pillow(file) as image:
                 if image.format == "TIFF":
-                    applied = _orientation(image)  # Pillow turns TIFF upright: this is undone below
+                    applied = orientation_of(image)  # Pillow turns TIFF upright: this is undone below
                     orientation = {6: 8, 8: 6}.get(applied, applied)  # the others are their own inverse
-                pixels = _pixels(image)
+                pixels = samples_of(image)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
-    return _upright(pixels, orientation) if orientation > 1 else pixels
+    return upright(pixels, orientation) if orientation > 1 else pixels
 
 
 def read_own(path: Path) -> tuple[np.ndarray, dict[str, bytes]]:
@@ -144,12 +144,11 @@ def read_own(path: Path) -> tuple[np.ndarray, dict[str, bytes]]:
     with opened(path) as file:
         check_complete(file)
         with pillow(file) as image:
-            pixels = _pixels(image)
+            pixels = samples_of(image)
             pixels = pixels.reshape(*pixels.shape[:2], -1)
-            orientation = _orientation(image)  # Pillow has turned TIFF upright and reports 1 for it
-            kept = {"icc_profile": image.info.get("icc_profile"), "exif": _descriptive_exif(image)}
-    pixels = _upright(pixels, orientation) if orientation > 1 else pixels
-    return pixels, {name: value for name, value in kept.items() if value}
+            orientation = orientation_of(image)  # Pillow has turned TIFF upright and reports 1 for it
+            metadata = metadata_of(image)
+    return upright(pixels, orientation) if orientation > 1 else pixels, metadata
 
 
 def read_bytes(path: Path) -> bytes:
@@ -172,10 +171,14 @@ def write_png(path: Path, pixels: np.ndarray, *, icc_profile: bytes = b"", exif:
         OSError: if the file cannot be written.
     """
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    if icc_profile[16:20] != (b"GRAY" if pixels.shape[2] == 1 else b"RGB "):
-        icc_profile = b""
+    icc_profile = fitting_profile(icc_profile, pixels)
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG", icc_profile=icc_profile, exif=exif)
+
+
+def fitting_profile(icc_profile: bytes, pixels: np.ndarray) -> bytes:
+    """The colour profile if it is one of such pixels (H, W, 1 or 3), gray or RGB; else nothing."""
+    return icc_profile if icc_profile[16:20] == (b"GRAY" if pixels.shape[2] == 1 else b"RGB ") else b""
 
 
 def name_too_long(path: Path) -> str:
@@ -189,8 +192,11 @@ def name_too_long(path: Path) -> str:
 # --- pixels ---
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def samples_of(image: Image.Image, *, deep: bool = False) -> np.ndarray:
     """Decodes a Pillow image: uint8 (H, W) or (H, W, 3).
+
+    Args:
+        deep: samples of more than 8 bits become uint16 in 0..65535 where Pillow keeps them: of gray images and of PPM.
 
     Raises:
         ValueError: for values that are not whole numbers of up to 16 bits.
@@ -202,7 +208,8 @@ def _pixels(image: Image.Image) -> np.ndarray:
         raise ValueError(f"{kind} pixels, expected 8 or 16 bits, unsigned")
     codec, _, offset, args = image.tile[0] if len(image.tile) == 1 else (None, None, 0, ())
     if codec in ("ppm", "ppm_plain") and image.mode == "RGB" and args[-1] > 255:
-        return _deep_ppm(image, plain=codec == "ppm_plain", offset=offset, largest=args[-1])
+        values = _deep_ppm(image, plain=codec == "ppm_plain", offset=offset, largest=args[-1])
+        return values if deep else (values >> 8).astype(np.uint8)
     if image.format == "JPEG2000" and image.mode in ("RGB", "RGBA", "LA") and _jpeg2000_bits(image) > 8:
         raise ValueError("more than 8 bits a colour in JPEG 2000: save it as PNG or TIFF")  # Pillow rounds them
     with silence() if image.format == "TIFF" else nullcontext():  # libtiff prints what it finds wrong
@@ -211,8 +218,12 @@ def _pixels(image: Image.Image) -> np.ndarray:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"values of {values.min()} to {values.max()}, expected 0 to 65535 at most")
-        values = (values >> (4 if bits == 12 else 8)).astype(np.uint8)
-        return 255 - values if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else values  # 0: white is zero
+        if deep:
+            values = (values << 4 | values >> 8 if bits == 12 else values).astype(np.uint16)
+        else:
+            values = (values >> (4 if bits == 12 else 8)).astype(np.uint8)
+        white_is_zero = tags.get(PHOTOMETRIC_INTERPRETATION) == 0
+        return np.iinfo(values.dtype).max - values if white_is_zero else values
     if args == "LA;16B":  # 16-bit gray with alpha in a PNG, which Pillow decodes as colours
         return np.asarray(image)[..., 0]
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
@@ -230,7 +241,7 @@ def _jpeg2000_bits(image: Image.Image) -> int:
 
 
 def _deep_ppm(image: Image.Image, *, plain: bool, offset: int, largest: int) -> np.ndarray:
-    """The high bytes of a PPM of more than 8 bits, uint8 (H, W, 3), which Pillow would round."""
+    """The samples of a PPM of more than 8 bits, which Pillow would round: uint16 (H, W, 3) in 0..65535."""
     shape = (image.height, image.width, 3)
     image.fp.seek(offset)
     if plain:
@@ -242,7 +253,7 @@ def _deep_ppm(image: Image.Image, *, plain: bool, offset: int, largest: int) -> 
         raise ValueError("the pixels end early")
     if values.min() < 0 or values.max() > largest:
         raise ValueError(f"values of {values.min()} to {values.max()}, expected 0 to {largest}")
-    return (values * 65535 // largest >> 8).astype(np.uint8).reshape(shape)
+    return (values * 65535 // largest).astype(np.uint16).reshape(shape)
 
 
 # --- EXIF ---
@@ -252,7 +263,7 @@ _OF_THE_FILE = {*range(0xFE, 0x104), 0x106, 0x10A, *range(0x111, 0x11A), 0x11C, 
 _OF_THE_FILE |= {0x13D, *range(0x140, 0x15C), *range(0x200, 0x215), 0x2BC, 0x83BB, 0x8649, 0x8773, 0xA002, 0xA003}
 
 
-def _orientation(image: Image.Image | bytes) -> int:
+def orientation_of(image: Image.Image | bytes) -> int:
     """The EXIF orientation of an image, or of a block of EXIF, 1 to 8; 1 if there is none or an invalid one."""
     try:
         if isinstance(image, bytes):
@@ -267,7 +278,7 @@ def _orientation(image: Image.Image | bytes) -> int:
     return found if found in range(1, 9) else 1
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Turns pixels (H, W, C) upright, given EXIF's orientation."""
     pixels = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
     down = -1 if orientation in (3, 4, 7, 8) else 1
@@ -275,7 +286,13 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels[::down, ::right])
 
 
-def _descriptive_exif(image: Image.Image) -> bytes:
+def metadata_of(image: Image.Image) -> dict[str, bytes]:
+    """The colour profile and the descriptive EXIF of an image, as the keyword arguments that `write_png` takes."""
+    kept = {"icc_profile": image.info.get("icc_profile"), "exif": descriptive_exif(image)}
+    return {name: value for name, value in kept.items() if value}
+
+
+def descriptive_exif(image: Image.Image) -> bytes:
     """The EXIF that describes the picture, without its orientation and size; empty if it is damaged."""
     try:
         found, kept = image.getexif(), Image.Exif()

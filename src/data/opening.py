@@ -33,11 +33,12 @@ ROOM = 2**32  # bytes of memory assumed to be free where the system does not rep
 
 
 @contextmanager
-def opened(path: Path | str, content: bytes | None = None) -> Iterator[BinaryIO]:
+def opened(path: Path | str, content: bytes | None = None, *, paired: bool = True) -> Iterator[BinaryIO]:
     """Opens a regular image file for reading.
 
     Args:
         content: the file's bytes, for a member of an archive; `path` then only names it in errors.
+        paired: whether the message for a broken file speaks of an LR or HR image that belongs to it.
 
     Raises:
         UserError: one line that names the file, if it cannot be opened or if anything done with it inside fails.
@@ -50,10 +51,10 @@ def opened(path: Path | str, content: bytes | None = None) -> Iterator[BinaryIO]
     except FileNotFoundError:
         raise UserError(f"{printable(path)}: there is no such image") from None
     except Exception as error:  # decoders raise many types for a broken file: OSError, SyntaxError, struct.error …
-        raise UserError(f"{printable(path)}: {_complaint(error)}") from None
+        raise UserError(f"{printable(path)}: {_complaint(error, paired)}") from None
 
 
-def _complaint(error: Exception) -> str:
+def _complaint(error: Exception, paired: bool) -> str:
     """What is wrong with an image, and what to do."""
     if isinstance(error, _TooLarge):
         return str(error)
@@ -67,7 +68,8 @@ def _complaint(error: Exception) -> str:
     reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         reason = "not an image of a known format"
-    return f"cannot be decoded ({printable(reason)}): replace the file, or remove it together with its LR/HR partner"
+    partner = " together with its LR/HR partner" if paired else ""
+    return f"cannot be decoded ({printable(reason)}): replace the file, or remove it{partner}"
 
 
 class _TooLarge(ValueError):

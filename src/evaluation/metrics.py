@@ -89,13 +89,18 @@ def scoring(channel: str) -> str:
     return f"{CHANNELS[channel]}, uint8-rounded, scale pixels shaved"
 
 
-def quantise(image: torch.Tensor, rgb_range: float = 255) -> torch.Tensor:
-    """Float image in 0..`rgb_range` (any shape) -> uint8 in 0..255: clamped, rounded half to even."""
-    out = torch.empty(image.shape, dtype=torch.uint8, device=image.device)
+def quantise(image: torch.Tensor, rgb_range: float = 255, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    """Float image in 0..`rgb_range` (any shape) -> uint8 in 0..255: clamped, rounded half to even.
+
+    Args:
+        dtype: torch.uint16 gives 0..65535, for pictures with 16 bits; scores are always those of 8 bits.
+    """
+    largest = torch.iinfo(dtype).max
+    out = torch.empty(image.shape, dtype=dtype, device=image.device)
     rows = -2 if image.dim() > 1 else 0
     # In bands, so that a large image needs no second copy in float32.
     for source, target in zip(image.split(1024, rows), out.split(1024, rows), strict=True):
-        target.copy_((source.float() * (255 / rgb_range)).clamp_(0, 255).round_())
+        target.copy_((source.float() * (largest / rgb_range)).clamp_(0, largest).round_())
     return out
 
 
@@ -115,11 +120,11 @@ def rgb_to_chroma(image: torch.Tensor) -> torch.Tensor:
     return torch.einsum("kc,chw->khw", weights, image.double()) + 128
 
 
-def with_chroma(y: torch.Tensor, chroma: torch.Tensor) -> torch.Tensor:
-    """Luma Y in 16..235, (1, H, W), with Cb and Cr, (2, H, W) -> RGB, uint8 (3, H, W), rounded and clamped."""
+def with_chroma(y: torch.Tensor, chroma: torch.Tensor, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    """Luma Y in 16..235, (1, H, W), with Cb and Cr, (2, H, W) -> RGB (3, H, W), as `quantise` gives it."""
     weights = torch.tensor(((65.481, 128.553, 24.966), *_CHROMA), dtype=torch.float64, device=y.device) / 255
     centred = torch.cat((y.double() - 16, chroma.double() - 128))
-    return quantise(torch.einsum("kc,chw->khw", weights.inverse(), centred))
+    return quantise(torch.einsum("kc,chw->khw", weights.inverse(), centred), dtype=dtype)
 
 
 def psnr_ssim(sr: torch.Tensor, hr: torch.Tensor, scale: int, channel: str = "y") -> Score:

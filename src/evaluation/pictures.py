@@ -1,10 +1,11 @@
 """Pictures that a test writes: the colours of a luma network's output, and PNG files written beside the inference."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data import resize
@@ -22,22 +23,40 @@ def with_lr_chroma(y: torch.Tensor, lr: torch.Tensor, scale: int) -> torch.Tenso
     This is how publications show a network of luma.
 
     Args:
-        y: uint8 (1, scale * h, scale * w).
-        lr: RGB, uint8 (3, h, w) on the CPU.
+        y: uint8 or uint16 (1, scale * h, scale * w).
+        lr: RGB of the same type, (3, h, w) on the CPU.
 
     Returns:
-        RGB, uint8 (3, scale * h, scale * w) on the CPU.
+        RGB of the same type, (3, scale * h, scale * w) on the CPU.
     """
-    y, height = y.cpu(), lr.shape[1]
-    out = torch.empty(3, *y.shape[1:], dtype=torch.uint8)
-    for top in range(0, height, BAND):
-        bottom = min(top + BAND, height)
-        first = max(0, top - MARGIN)
-        chroma = rgb_to_chroma(lr[:, first : bottom + MARGIN]).permute(1, 2, 0).numpy()
+    y, unit = y.cpu(), torch.iinfo(y.dtype).max // 255  # 1 or 257
+    out = torch.empty(3, *y.shape[1:], dtype=y.dtype)
+    for wide, rows, inner in bands(lr.shape[1], scale):
+        chroma = rgb_to_chroma(lr[:, wide].double() / unit).permute(1, 2, 0).numpy()
         enlarged = torch.from_numpy(resize.upscale(chroma, scale)).permute(2, 0, 1)
-        rows = slice(scale * top, scale * bottom)
-        out[:, rows] = with_chroma(y[:, rows], enlarged[:, scale * (top - first) :][:, : scale * (bottom - top)])
+        out[:, rows] = with_chroma(y[:, rows].double() / unit, enlarged[:, inner], y.dtype)
     return out
+
+
+def bicubic(pixels: np.ndarray, scale: int) -> np.ndarray:
+    """`resize.upscale` of uint8 or uint16 (H, W, C), rounded, in the memory of a part of the image."""
+    out = np.empty((scale * pixels.shape[0], scale * pixels.shape[1], pixels.shape[2]), pixels.dtype)
+    for wide, rows, inner in bands(pixels.shape[0], scale):
+        part = pixels[wide] if pixels.dtype == np.uint8 else pixels[wide].astype(np.float64)
+        enlarged = resize.upscale(part, scale)[inner]
+        if enlarged.dtype != pixels.dtype:
+            enlarged = np.clip(np.floor(enlarged + 0.5), 0, np.iinfo(pixels.dtype).max)
+        out[rows] = enlarged
+    return out
+
+
+def bands(height: int, scale: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Bands of rows for bicubic enlargement: the rows of LR with their margin, the rows of SR, and those within the
+    enlarged band."""
+    for top in range(0, height, BAND):
+        bottom, first = min(top + BAND, height), max(0, top - MARGIN)
+        inner = slice(scale * (top - first), scale * (bottom - first))
+        yield slice(first, bottom + MARGIN), slice(scale * top, scale * bottom), inner
 
 
 class Writer:

@@ -38,9 +38,10 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def to_network(images: torch.Tensor, device: torch.device, rgb_range: float) -> torch.Tensor:
-    """uint8 (N, C, H, W) -> float32 in 0..`rgb_range` on the device, channels last in memory."""
+    """uint8 or uint16 (N, C, H, W) -> float32 in 0..`rgb_range` on the device, channels last in memory."""
+    largest = torch.iinfo(images.dtype).max
     images = images.to(device, non_blocking=True).to(torch.float32, memory_format=torch.channels_last)
-    return images * (rgb_range / 255) if rgb_range != 255 else images
+    return images * (rgb_range / largest) if rgb_range != largest else images
 
 
 def resolve(precision: str, device: torch.device) -> str:

@@ -28,6 +28,7 @@ from .recalibration import kernel_of
 Window = tuple[slice, slice]  # rows and columns
 Size = tuple[int, int]  # height and width
 Function = Callable[[torch.Tensor], torch.Tensor]
+Progress = Callable[[float], None]  # called with the share of the work that was done since the last call
 
 AUTO_TILE = 256  # LR pixels: the side of the tiles of an image that does not fit into memory
 SURE_TO_FIT = 2**18  # LR pixels that fit into any memory: nothing is measured for them
@@ -72,10 +73,20 @@ class Tiles:
             # It may work on a grid of windows or of merged pixels, which every tile must meet in the same place.
             self.halo, self.tile, self.exact = _rounded_up(self.halo), _rounded_up(tile), False
 
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, image: torch.Tensor, *, finish: Function | None = None, progress: Progress | None = None
+    ) -> torch.Tensor:
+        """The network's output for the whole image.
+
+        Args:
+            finish: applied to the output of each tile before it is put in its place; pixelwise, such as rounding to 8
+                bits, which saves the memory of the whole output in float32.
+            progress: see `Progress`.
+        """
+        finish, progress = finish or _unchanged, progress or _ignored
         if isinstance(self.network, KRGN):
-            return self._block_by_block(self.network, image)
-        return self._independently(image)
+            return self._block_by_block(self.network, image, finish, progress)
+        return self._independently(image, finish, progress)
 
     def deviation(self, image: torch.Tensor) -> float:
         """The largest difference from the whole-image result, in the network's range, on the middle of `image`."""
@@ -85,14 +96,15 @@ class Tiles:
         part = image[..., top : top + side, left : left + side]
         return (self(part) - self.network(part)).abs().max().item()
 
-    def _independently(self, image: torch.Tensor) -> torch.Tensor:
-        out, size = _Output(_size(image), self.scale), _size(image)
+    def _independently(self, image: torch.Tensor, finish: Function, progress: Progress) -> torch.Tensor:
+        out, size = _Output(_size(image), self.scale, finish), _size(image)
         for window in windows(size, self.tile):
             wide, inner = widened(window, self.halo, size)
             out.put(self.network(cut(image, wide)), window, inner)
+            progress(_share(window, size))
         return out.image
 
-    def _block_by_block(self, network: KRGN, image: torch.Tensor) -> torch.Tensor:
+    def _block_by_block(self, network: KRGN, image: torch.Tensor, finish: Function, progress: Progress) -> torch.Tensor:
         size = _size(image)
         # DFF's 1x1 convolution over all blocks' outputs is a sum of one product for each, so none needs to be kept.
         fusion = network.features_fusion_module[0]
@@ -106,18 +118,19 @@ class Tiles:
                 maps.write("feature", window, shallow)
                 maps.write("dense", window, F.conv2d(shallow, shares[0], fusion.bias))
             for block, share in zip(network.body, shares[1:], strict=True):
-                attention = self._attention(block, maps, size)
+                # The blocks take nearly all of the time.
+                attention = self._attention(block, maps, size, lambda part: progress(part / len(network.body)))
                 for window in windows(size, self.tile):
                     feature = maps.read("taps", window) * attention + maps.read("feature", window)
                     maps.write("feature", window, feature)
                     maps.write("dense", window, maps.read("dense", window) + F.conv2d(feature, share))
-            out = _Output(size, self.scale)
+            out = _Output(size, self.scale, finish)
             for window in windows(size, self.tile):
                 wide, inner = widened(window, self.tail_halo, size)
                 out.put(network.tail(maps.read("dense", wide), maps.read("shallow", wide)), window, inner)
         return out.image
 
-    def _attention(self, block: PMRB, maps: "Features", size: Size) -> torch.Tensor:
+    def _attention(self, block: PMRB, maps: "Features", size: Size, progress: Progress) -> torch.Tensor:
         """The weights of a block's channels, (1, C, 1, 1), after writing its fused taps."""
         dtype = torch.float32
         total = torch.zeros((), dtype=torch.float64)
@@ -130,23 +143,40 @@ class Tiles:
             squares = squares + taps.double().square().sum(dim=(2, 3), keepdim=True)
             # In half precision a variance may be out of range; the attention itself, in 0..1, is not.
             dtype = torch.promote_types(taps.dtype, torch.float32)
+            progress(_share(window, size))
         mean = total / (size[0] * size[1])
         variance = (squares / (size[0] * size[1]) - mean.square()).clamp(min=0)
         return block.cca.attention(mean.to(dtype), variance.to(dtype))
 
 
 class _Output:
-    """The output for a whole image of `size`, put together from those of its tiles; allocated like the first."""
+    """The output for a whole image of `size`, put together from those of its tiles, `finish`ed; allocated like the
+    first."""
 
-    def __init__(self, size: Size, scale: int):
-        self.size, self.scale = size, scale
+    def __init__(self, size: Size, scale: int, finish: Function):
+        self.size, self.scale, self.finish = size, scale, finish
         self.image = torch.empty(0)
 
     def put(self, piece: torch.Tensor, window: Window, inner: Window) -> None:
         """Copies what a tile's output has for `window`, its `inner` part, to its place."""
+        piece = self.finish(cut(piece, scaled(inner, self.scale)))
         if not self.image.numel():
             self.image = piece.new_empty(*piece.shape[:2], *(self.scale * side for side in self.size))
-        cut(self.image, scaled(window, self.scale)).copy_(cut(piece, scaled(inner, self.scale)))
+        cut(self.image, scaled(window, self.scale)).copy_(piece)
+
+
+def _unchanged(piece: torch.Tensor) -> torch.Tensor:
+    return piece
+
+
+def _ignored(_share: float) -> None:
+    pass
+
+
+def _share(window: Window, size: Size) -> float:
+    """The part of an image's pixels that a window has."""
+    (rows, columns), (height, width) = window, size
+    return (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
 
 
 def _fused_taps(block: PMRB) -> Function:

@@ -43,6 +43,14 @@ ERROR_MAP = "magma"  # uniform in lightness, so that it reads the same with ever
 POINT_WINDOW = 48  # side in HR pixels of the window with the largest error, where a picture's crops begin
 
 _TEMPLATES = Path(__file__).parent / "page"
+_SCORES = """\
+  <section aria-labelledby="scores-heading">
+    <h2 id="scores-heading">Scores</h2>
+    $table
+    $protocol
+  </section>
+
+"""
 _NOTE = "Means over the images below, which all the experiments have; the best of each column is bold."
 
 
@@ -90,12 +98,25 @@ def _rendered(experiments: list[Experiment], entries: list[dict], *, table: dict
         f"{name} x{experiments[0].results[name].scale} ({sum(entry['set'] == name for entry in entries)})"
         for name in sets
     )
-    facts = {"images": entries, "errorMax": ERROR_MAX, "errorColors": _css_colors()}
+    scores = Template(_SCORES).substitute(table=as_html(table), protocol=paragraphs(protocol_lines(experiments, sets)))
+    facts = {"images": entries, "scored": True, "errorMax": ERROR_MAX, "errorColors": _css_colors()}
+    return render(title, f"{len(entries)} images: {counted}", facts, scores=scores)
+
+
+def render(title: str, lead: str, facts: dict, *, scores: str = "") -> str:
+    """The text of index.html.
+
+    Args:
+        title, lead: plain text, of the heading and the line below it.
+        facts: what the script shows. "images": each with its size, its views, and where its crops begin. "scored":
+            whether views have scores and error maps, and the last is HR; then "errorMax" and "errorColors" are the
+            legend of the maps.
+        scores: HTML of a section above the images.
+    """
     return Template((_TEMPLATES / "index.html").read_text(encoding="utf-8")).substitute(
         title=html.escape(title),
-        lead=html.escape(f"{len(entries)} images: {counted}"),
-        table=as_html(table),
-        protocol=paragraphs(protocol_lines(experiments, sets)),
+        lead=html.escape(lead),
+        scores=scores,
         style=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
         script=(_TEMPLATES / "page.js").read_text(encoding="utf-8"),
         data=json.dumps(facts, allow_nan=False).replace("<", "\\u003c"),  # in <script> only "<" could end it early

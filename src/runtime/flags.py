@@ -15,10 +15,24 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, for every program of the framework."""
+    """A parser whose errors are one line, for every program of the framework.
+
+    Args:
+        example: the shortest command that works, or shows what the program does. The help ends with it, and the error
+            for missing arguments names it.
+    """
+
+    def __init__(self, *args, example: str = "", **kwargs):
+        super().__init__(*args, **kwargs)
+        self.example = example
+        if example and not self.epilog:
+            self.epilog = f"example: {example}"
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split(' ')))} (--help explains the flags)\n")
+        hint = "--help explains the flags"
+        if self.example and "arguments are required" in message:
+            hint = f"for example: {self.example}; {hint}"
+        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split(' ')))} ({hint})\n")
 
     def _print_message(self, message, file=None):
         # A terminal that is not UTF-8 shows what it cannot say as an escape.
@@ -30,6 +44,14 @@ def weights_file(text: str) -> str:
     """The path that --pre_train means: of a released network, KRGN_x2, KRGN_x3 or KRGN_x4, the file in experiment/."""
     released = re.fullmatch(r"KRGN_x[234]", text)
     return str(_ROOT / "experiment" / text / "model/model_best.pt") if released else path_flag(text)
+
+
+def weights_name(path: str) -> str:
+    """What to call the network of a file: its experiment, for the file of a run such as NAME/model/model_best.pt, else
+    the file's name without suffix."""
+    file = Path(path).absolute()
+    in_experiment = file.stem.startswith("model_") and file.parent.name == "model"
+    return file.parent.parent.name if in_experiment else file.stem
 
 
 def path_flag(text: str) -> str:

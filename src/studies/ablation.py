@@ -150,7 +150,11 @@ def at_rate(kernels: str, rate: int) -> str:
 
 def build_parser() -> Parser:
     """The command line of this program."""
-    parser = Parser(prog="studies.ablation", description="Plain against recalibrated kernels, over several seeds.")
+    parser = Parser(
+        prog="studies.ablation",
+        description="Plain against recalibrated kernels, over several seeds.",
+        example="python -m studies.ablation --dir_data ../dataset",
+    )
     count = whole_number(1)
     parser.add_argument("--dir_data", required=True, metavar="DIR", type=path_flag, help="folder of the data sets")
     parser.add_argument("--data_train", default="DIV2K", metavar="A", help="training set (default DIV2K)")

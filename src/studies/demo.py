@@ -43,7 +43,9 @@ CROP_SIDE = 110
 
 def build_parser() -> Parser:
     """The command line of this program."""
-    parser = Parser(prog="studies.demo", description="Data for the demo, and its report.")
+    parser = Parser(
+        prog="studies.demo", description="Data for the demo, and its report.", example="python -m studies.demo data"
+    )
     default = training_parser().get_default
     parser.add_argument(
         "--dir_data", default=default("dir_data"), metavar="DIR", type=path_flag, help="folder of the data sets"

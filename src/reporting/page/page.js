@@ -1,5 +1,6 @@
 // The page's behaviour. `data` comes from report.py: for each image its size in pixels and its views, which are
-// bicubic, the methods and, last, HR. `state` is what is shown; every change of it ends in `render`.
+// bicubic, the methods and, last, HR. From upscale.py there is no HR, so there are no scores and no error maps, and
+// `data.scored` is false. `state` is what is shown; every change of it ends in `render`.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -86,8 +87,8 @@ function render() {
 
   let corner;
   for (const pane of document.querySelectorAll(".crop")) {
-    const isHR = !state.image.views[pane.dataset.view].map;
-    show(pane.firstChild, state.maps && !isHR ? `m${pane.dataset.view}` : pane.dataset.view);
+    const hasMap = Boolean(state.image.views[pane.dataset.view].map);
+    show(pane.firstChild, state.maps && hasMap ? `m${pane.dataset.view}` : pane.dataset.view);
     corner = place(pane.firstChild, pane, cropZoom());
   }
   outline(at, zoom, corner);
@@ -121,7 +122,7 @@ function element(name, className, text) {
 function sortImages() {
   const by = Number($("by").value);
   const chosen = $("set").value;
-  const value = (image) => image.views[by].scores[0] ?? Infinity; // images without a score come last
+  const value = (image) => image.views[by].scores?.[0] ?? Infinity; // images without a score come last
   const compare = {
     worst: (a, b) => value(a) - value(b),
     best: (a, b) => (value(b) === Infinity ? -1 : value(a) === Infinity ? 1 : value(b) - value(a)),
@@ -136,7 +137,8 @@ function sortImages() {
     thumb.loading = "lazy";
     thumb.alt = ""; // the name is beside it
     thumb.src = image.thumb;
-    link.append(thumb, element("span", "label", image.name), " ", element("span", "score", image.views[by].texts[0]));
+    const score = image.views[by].texts?.[0] ?? "";
+    link.append(thumb, element("span", "label", image.name), " ", element("span", "score", score));
     link.title = `${image.set} / ${image.name}`;
     const item = document.createElement("li");
     item.append(link);
@@ -178,7 +180,7 @@ function open(image) {
     picture.draggable = false;
     pane.append(picture);
     const caption = element("figcaption", "", view.label);
-    const scores = element("span", "scores", view.texts ? "" : "PSNR in dB, SSIM");
+    const scores = element("span", "scores", view.texts || !data.scored ? "" : "PSNR in dB, SSIM");
     (view.texts ?? []).forEach((text, at) => {
       scores.append(at ? " / " : "", element(view.best[at] ? "strong" : "span", "", text));
     });
@@ -312,7 +314,7 @@ function fill(select, choices, value) {
   select.value = value;
 }
 
-const methods = labels.slice(0, -1).map((label, number) => [String(number), label]);
+const methods = (data.scored ? labels.slice(0, -1) : labels).map((label, number) => [String(number), label]);
 fill($("by"), methods, "1");
 const sets = [...new Set(data.images.map((image) => image.set))];
 fill($("set"), [["", "all"], ...sets.map((set) => [set, set])], "");
@@ -322,7 +324,7 @@ for (const side of ["left", "right"]) {
   maps.label = "error maps";
   maps.append(...methods.map(([number, label]) => new Option(`error of ${label}`, `m${number}`)));
   fill($(side), labels.map((label, number) => [String(number), label]), state[side]);
-  $(side).append(maps);
+  if (data.scored) $(side).append(maps);
   $(side).addEventListener("change", () => {
     state[side] = $(side).value;
     render();
@@ -354,6 +356,8 @@ $("next").addEventListener("click", () => step(1));
 window.addEventListener("hashchange", openFromAddress);
 window.addEventListener("resize", render);
 
+for (const id of ["order-field", "by-field", "maps-field"]) $(id).hidden = !data.scored;
+if (!data.scored) $("order").value = "name";
 $("legend-scale").style.background = `linear-gradient(to right, ${data.errorColors})`;
 $("legend-max").textContent = `${data.errorMax} and more, of 255`;
 $("images").hidden = false;
