@@ -51,8 +51,7 @@ def prepare_web(hyperparameters: Mapping) -> None:
     """
     if hyperparameters["n_colors"] != 3:
         raise UserError(
-            f"--formats web: the page shows RGB pictures, and this network takes {hyperparameters['n_colors']} channel: "
-            "export it as onnx"
+            f"--formats web: got a network of {hyperparameters['n_colors']} channel, expected RGB: export it as onnx"
         )
     npm.package_files(ONNXRUNTIME, ())
 

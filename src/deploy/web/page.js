@@ -10,8 +10,9 @@ const facts = JSON.parse($("facts").textContent);
 const LARGEST_FILE = 100e6; // bytes
 const LONGEST_SIDE = 16384; // pixels: no browser's canvas is longer
 const LARGEST_AREA = 64e6; // output pixels: bicubic and result take 4 bytes each for a pixel, several times
-const WHOLE = 320 * 320; // LR pixels that are computed whole without being asked
-const TILES = [256, 128]; // LR pixels: what is tried next when memory is used up
+const PHONE = matchMedia("(pointer: coarse)").matches; // its browser gives a page less memory
+const WHOLE = (PHONE ? 192 : 320) ** 2; // LR pixels that are computed whole without being asked; KRGN takes 9 kB for each
+const TILES = PHONE ? [128, 64] : [256, 128]; // LR pixels: the sides of larger pictures' tiles, and where memory is used up
 const MIDDLE = 256; // LR pixels: the side of "its middle"
 
 let picture = null; // {name, pixels, width, height} that is computed or shown
@@ -32,8 +33,8 @@ async function listEngines() {
   } catch {
     webgpu = false;
   }
-  if (webgpu) $("engine").add(new Option("the graphics processor (WebGPU)", "webgpu"));
-  $("engine").add(new Option(`the processor, ${plural(threads, "thread")} (WebAssembly)`, "wasm"));
+  if (webgpu) $("engine").add(new Option("GPU (WebGPU)", "webgpu"));
+  $("engine").add(new Option(`processor, ${plural(threads, "thread")}`, "wasm"));
   noteEngine();
 }
 
@@ -235,8 +236,9 @@ function layOut() {
   if (!width || $("result").hidden) return;
   const actual = $("actual").checked;
   $("stage").classList.toggle("actual", actual);
-  const limit = Math.min($("stage").clientWidth, (0.8 * innerHeight * width) / height);
-  const shown = actual ? width / devicePixelRatio : limit;
+  const room = $("result").clientWidth;
+  const shown = actual ? width / devicePixelRatio : Math.min(room, (0.8 * innerHeight * width) / height);
+  for (const part of ["stage", "slider"]) $(part).style.width = `${Math.min(shown, room)}px`;
   $("pictures").style.width = `${shown}px`;
   $("pictures").style.height = `${(shown * height) / width}px`;
   divide();
