@@ -1,6 +1,7 @@
 """The page that runs a network in the browser: its folder, its package of npm, and the page itself in Chromium."""
 
 import base64
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -241,25 +242,39 @@ def test_npm_fetches_where_it_is_installed(registry, monkeypatch, tmp_path):
 # --- the page in a browser ---
 
 
-@pytest.fixture(scope="module")
-def served(site):
-    """The address of the folder's own server."""
-    server = subprocess.Popen([sys.executable, site / "serve.py", "0"], stdout=subprocess.PIPE, text=True)
+@contextlib.contextmanager
+def serving(folder: Path):
+    """The address at which a folder's own server serves it."""
+    server = subprocess.Popen([sys.executable, folder / "serve.py", "0"], stdout=subprocess.PIPE, text=True)
     try:
         yield server.stdout.readline().split()[0]
     finally:
         server.terminate()
         server.wait(10)
+        server.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def served(site):
+    with serving(site) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def browsing(tmp_path_factory, **options):
+    """A browser, and the folder for its downloads as an attribute of it."""
+    program = browser.find()
+    if program is None:
+        pytest.skip("needs Chromium (apt install chromium)")
+    with browser.Browser(program, tmp_path_factory.mktemp("profile"), **options) as page:
+        page.downloads = tmp_path_factory.mktemp("downloads")
+        page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(page.downloads))
+        yield page
 
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
-    program = browser.find()
-    if program is None:
-        pytest.skip("needs Chromium (apt install chromium)")
-    with browser.Browser(program, tmp_path_factory.mktemp("profile")) as page:
-        page.downloads = tmp_path_factory.mktemp("downloads")
-        page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(page.downloads))
+    with browsing(tmp_path_factory) as page:
         yield page
 
 
@@ -464,6 +479,71 @@ def test_a_phone_scrolls_in_one_direction(page, photograph, dark):
     assert page.run("document.documentElement.scrollWidth") <= 360
     ground = page.run("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground))) < 200) == dark
+
+
+def test_a_file_that_the_server_lacks_is_named(chromium, site, tmp_path, photograph):
+    shutil.copytree(site, tmp_path / "out")
+    (tmp_path / "out/KRGN_x3_web.onnx").unlink()
+    with serving(tmp_path / "out") as address:
+        visit(chromium, address)
+        give(chromium, photograph[0])
+        assert "KRGN_x3_web.onnx: the server answers 404" in problem(chromium)
+
+
+def test_webgpu_computes_the_same_and_where_it_fails_the_processor_does(
+    site, served, tmp_path_factory, photograph, monkeypatch
+):
+    monkeypatch.setattr(browser, "TIMEOUT", 120)  # a GPU that the processor plays takes its time
+    path, pixels = photograph
+    with browsing(tmp_path_factory, webgpu=True) as page:
+        visit(page, served)
+        if page.run("document.getElementById('engine').value") != "webgpu":
+            pytest.skip("this Chromium has no WebGPU")
+        assert text(page, "engine-note") == ""
+        give(page, path)
+        assert np.abs(np.asarray(computed(page).convert("RGB")) - by_torch(site, pixels)).max() <= 1
+        assert "(WebGPU)" in text(page, "status")
+
+        copy = tmp_path_factory.mktemp("copy") / "out"
+        shutil.copytree(site, copy)
+        (copy / "ort.webgpu.min.mjs").unlink()
+        with serving(copy) as address:
+            visit(page, address)
+            give(page, path)
+            assert np.abs(np.asarray(computed(page).convert("RGB")) - by_torch(site, pixels)).max() <= 1
+            assert re.match(r"WebGPU failed \(.+\); the processor computes\.", text(page, "engine-note"))
+            assert re.search(r"threads?\)", text(page, "status"))
+
+
+def test_no_script_of_the_folder_reaches_another_host(chromium, site, tmp_path, photograph):
+    """By the page's security policy, which binds its worker too; a worker that tries is made here."""
+    asked = []
+
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+
+        def log_message(self, *_):
+            pass
+
+    shutil.copytree(site, tmp_path / "out")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server, serving(tmp_path / "out") as address:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        elsewhere = f"http://127.0.0.1:{server.server_address[1]}/"
+        code = (site / "worker.js").read_text()
+        tries = f'await fetch("{elsewhere}", {{ mode: "no-cors" }}).then(() => close(), () => 0);'
+        (tmp_path / "out/worker.js").write_text(
+            f"onmessage = (event) => kept.push(event); const kept = []; {tries}\n{code}\nkept.forEach(onmessage);"
+        )
+        visit(chromium, address)
+        assert (
+            chromium.run(f"fetch('{elsewhere}', {{mode: 'no-cors'}}).then(() => 'reached', () => 'refused')")
+            == "refused"
+        )
+        give(chromium, photograph[0])
+        computed(chromium)
+        server.shutdown()
+    assert asked == []
 
 
 @pytest.mark.parametrize("port", ["x", "70000", "80 81"])

@@ -53,7 +53,9 @@ function startWorker() {
   const engine = $("engine").value;
   if (worker?.engine === engine) return worker.ready;
   stopWorker();
-  const thread = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+  // A worker made of a blob is bound by the page's security policy; one from the server would be by none.
+  const code = `import ${JSON.stringify(new URL("worker.js", import.meta.url).href)};`;
+  const thread = new Worker(URL.createObjectURL(new Blob([code], { type: "text/javascript" })), { type: "module" });
   const ready = new Promise((resolve, reject) => {
     thread.onmessage = ({ data }) => {
       if (data.kind === "ready") resolve(thread);

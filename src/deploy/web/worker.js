@@ -19,7 +19,7 @@ async function start({ engine, threads, ...rest }) {
   ort.env.logLevel = "error";
   ort.env.wasm.numThreads = threads;
   ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
-  const answer = await fetch(`${facts.file}?${facts.version}`);
+  const answer = await fetch(new URL(`${facts.file}?${facts.version}`, import.meta.url));
   if (!answer.ok) throw new Error(`${facts.file}: the server answers ${answer.status}`);
   const model = await answer.arrayBuffer();
   session = await ort.InferenceSession.create(model, { executionProviders: [engine], graphOptimizationLevel: "all" });
