@@ -2,6 +2,7 @@
 
     python export.py --pre_train ../experiment/my_krgn_x4/model/model_best.pt --out ../experiment/my_krgn_x4/export
     python export.py --check ../experiment/my_krgn_x4/export
+    python export.py --pre_train KRGN_x4 --formats web --out ../experiment/web    # a page for the browser
 
 Always written are <model>_x<scale>.safetensors, whose metadata hold all that is needed to rebuild the network, and
 export.json, with what was measured. `--formats` adds more formats (`deploy/formats.py`). A file that misses its
@@ -33,7 +34,7 @@ def build_parser() -> Parser:
         type=_formats,
         default=("pt",),
         metavar="A,B",
-        help=f"formats beside safetensors, of {', '.join(FORMATS)}, or all (default pt)",
+        help=f"formats beside safetensors, of {', '.join(FORMATS)}, or all, which leaves out web (default pt)",
     )
     parser.add_argument(
         "--images",
@@ -65,7 +66,7 @@ def build_parser() -> Parser:
 
 def _formats(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name for name in text.split(",") if name not in ("safetensors", "")))
-    names = tuple(FORMATS) if names == ("all",) else names
+    names = tuple(name for name in FORMATS if FORMATS[name].in_all) if names == ("all",) else names
     unknown = [name for name in names if name not in FORMATS]
     if unknown:
         raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected safetensors, {', '.join(FORMATS)}, or all")

@@ -24,12 +24,18 @@ def find() -> str | None:
 
 
 class Browser:
-    """A browser with one page. Use it as a context: it is closed at the end."""
+    """A browser with one page. Use it as a context: it is closed at the end.
 
-    def __init__(self, program: str, profile: Path):
+    Args:
+        webgpu: whether to have WebGPU, by SwiftShader on the processor, where the browser brings it.
+    """
+
+    def __init__(self, program: str, profile: Path, *, webgpu: bool = False):
         to_browser, self._commands = os.pipe()
         self._answers, from_browser = os.pipe()
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+        flags = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"]
+        flags += ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"] if webgpu else ["--disable-gpu"]
+        flags += ["--enable-features=Vulkan", "--use-vulkan=swiftshader"] if webgpu else []
         flags += ["--no-first-run", "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
         # The browser reads commands from descriptor 3 and answers on 4; the shell moves the pipes there.
         self._process = subprocess.Popen(

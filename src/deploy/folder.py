@@ -61,12 +61,14 @@ def export_checkpoint(
     checkpoint = unpack(load_tensors(source), str(source))
     trained = rebuild(checkpoint, **unseen).eval()
     stem = f"{model_of(checkpoint)}_x{trained.hyperparameters['scale']}"
-    report.refuse_foreign(out, stem)
+    report.refuse_foreign(out, stem, formats)
+    for name in formats:
+        FORMATS[name].prepare(trained.hyperparameters)
     pictures = photographs(images, trained.hyperparameters)
 
     target = out / f"{stem}.safetensors"
     facts = card.gather(source, checkpoint, trained, fold(trained), stem)
-    deviation = write_checked_fold(source, target, stem, about=facts.metadata(), **unseen)
+    deviation = write_checked_fold(source, target, stem, formats, about=facts.metadata(), **unseen)
     network = rebuild(unpack(load_tensors(target), str(target))).eval()
     form = f" ({count_parameters(trained):,} in training form)" if checkpoint.recalibrated else ""
     log.info(
@@ -99,7 +101,12 @@ def described(form: str) -> str:
 
 
 def write_checked_fold(
-    source: Path, target: Path, stem: str, about: dict[str, str] | None = None, **unseen: float | None
+    source: Path,
+    target: Path,
+    stem: str,
+    formats: tuple[str, ...],
+    about: dict[str, str] | None = None,
+    **unseen: float | None,
 ) -> float:
     """Writes the folded file, and makes its folder only once the fold has passed its check.
 
@@ -112,7 +119,7 @@ def write_checked_fold(
     with tempfile.TemporaryDirectory() as folder:
         checked = Path(folder) / target.name
         deviation = write_folded(source, checked, about=about, **unseen)
-        report.announce(target.parent, stem)
+        report.announce(target.parent, stem, formats)
         write_bytes(target, checked.read_bytes())
     return deviation
 
@@ -133,7 +140,7 @@ def write_format(
     """Writes one format into a temporary folder, measures it, and moves it to `out` if it is within its tolerance."""
     form = FORMATS[name]
     with tempfile.TemporaryDirectory() as folder:
-        written = [Path(folder) / f"{stem}{suffix}" for suffix in form.suffixes]
+        written = [Path(folder) / name for name in form.files(stem)]
         form.write(network, written[0], context)
         run = form.read(written[0], network.hyperparameters)
         found, speed = accuracy(network, run, test), latency(network, run)

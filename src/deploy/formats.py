@@ -14,6 +14,7 @@ from deploy.context import ExportContext, Runner, torch_runner
 from deploy.ncnn_form import read_ncnn, write_ncnn
 from deploy.onnx_form import read_onnx, write_onnx, write_onnx_fp16, write_onnx_int8
 from deploy.program import read_program, write_program
+from deploy.web_form import FILES, SUFFIX, prepare_web, read_web, write_web
 from model.checkpoint import model_of, rebuild, unpack
 from model.networks import MODELS
 from model.weights import load_tensors
@@ -33,6 +34,10 @@ class Format:
         tolerance_db: allowed loss of PSNR on the test images, in dB.
         packages: modules that must be importable.
         for_speed: whether the format is of use only where it is faster than torch in float32.
+        beside: names of further files, which `write` makes in the same folder; they are the same for every network.
+        prepare: given the hyper-parameters before anything is written; raises UserError if this network, or this
+            machine, cannot have the format.
+        in_all: whether `--formats all` means it too.
     """
 
     suffixes: tuple[str, ...]
@@ -42,6 +47,13 @@ class Format:
     tolerance_db: float
     packages: tuple[str, ...] = ()
     for_speed: bool = False
+    beside: tuple[str, ...] = ()
+    prepare: Callable[[dict], None] = lambda hyperparameters: None
+    in_all: bool = True
+
+    def files(self, stem: str) -> list[str]:
+        """The names of the format's files for a network with this name; the first is the one that is read."""
+        return [*(f"{stem}{suffix}" for suffix in self.suffixes), *self.beside]
 
 
 def write_pt(network: nn.Module, path: Path, context: ExportContext) -> None:
@@ -91,6 +103,17 @@ FORMATS = {
         tolerance=1e-2,
         tolerance_db=0.001,
         packages=("pnnx", "ncnn"),
+    ),
+    "web": Format(
+        suffixes=(SUFFIX,),
+        write=write_web,
+        read=read_web,
+        tolerance=0.5,  # a pixel differs by at most 1
+        tolerance_db=0.005,
+        packages=_ONNX,
+        beside=FILES,
+        prepare=prepare_web,
+        in_all=False,  # it needs the network, and takes 43 MB
     ),
 }
 

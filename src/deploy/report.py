@@ -45,9 +45,10 @@ def suffixes_of(form: str) -> tuple[str, ...]:
     return (".safetensors",) if form == SAFETENSORS else FORMATS[form].suffixes
 
 
-def names_of(stem: str) -> list[str]:
-    """The names of all files that an export may write."""
-    return [f"{stem}{suffix}" for form in (SAFETENSORS, *FORMATS) for suffix in suffixes_of(form)]
+def names_of(stem: str, formats: tuple[str, ...]) -> list[str]:
+    """The names of all files that an export may write; those that have no stem only of the `formats` that are asked."""
+    with_stem = [f"{stem}{suffix}" for form in (SAFETENSORS, *FORMATS) for suffix in suffixes_of(form)]
+    return with_stem + [name for form in formats for name in FORMATS[form].beside]
 
 
 # --- writing ---
@@ -85,10 +86,10 @@ def _own_cards(out: Path) -> list[str]:
     return [each for each in listed if isinstance(each, str)] if isinstance(listed, list) else []
 
 
-def announce(out: Path, stem: str) -> None:
+def announce(out: Path, stem: str, formats: tuple[str, ...]) -> None:
     """Makes the folder, and lists in its report the files that are about to be written."""
     before = read_json(out / REPORT) if (out / REPORT).exists() else {}
-    begun = sorted({*before.get(BEGUN, []), *names_of(stem)})
+    begun = sorted({*before.get(BEGUN, []), *names_of(stem, formats)})
     out.mkdir(parents=True, exist_ok=True)
     write_report(out, before | {BEGUN: begun})
 
@@ -122,7 +123,7 @@ def versions() -> dict[str, str]:
 # --- reading ---
 
 
-def refuse_foreign(out: Path, stem: str) -> None:
+def refuse_foreign(out: Path, stem: str, formats: tuple[str, ...]) -> None:
     """Raises UserError if a file in the way was not written by an earlier export, complete or interrupted."""
     known = set()
     if (out / REPORT).exists():
@@ -132,7 +133,7 @@ def refuse_foreign(out: Path, stem: str) -> None:
             known |= set(begun)
         if not known or "files" in report:
             known |= {part for file in read_report(out) for part in file.hashes}
-    for path in (out / name for name in names_of(stem)):
+    for path in (out / name for name in names_of(stem, formats)):
         if path.exists() and path.name not in known:
             raise UserError(f"{path}: exists and is not listed in {REPORT}, so it is left alone: give another --out")
 
@@ -165,7 +166,7 @@ def _listed(name: str, entry: object) -> ListedFile:
     stem = name.removesuffix(suffixes[0])
     if not re.fullmatch(r"[\w.-]{1,100}", stem) or stem.startswith(".") or stem + suffixes[0] != name:
         raise ValueError(f"{printable(name)[:60]} is not the name of a {form} file")
-    expected = [stem + suffix for suffix in suffixes]
+    expected = [stem + suffixes[0]] if form == SAFETENSORS else FORMATS[form].files(stem)
     if not isinstance(parts, dict) or list(parts) != expected:
         raise ValueError(f"{name} does not have the parts {', '.join(expected)}")
     hashes = {part: facts.get("sha256") if isinstance(facts, dict) else None for part, facts in parts.items()}
