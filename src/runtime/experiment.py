@@ -230,12 +230,15 @@ class Experiment:
 
     def restore_best(self, epoch: int | None) -> None:
         """Makes model_best.pt what it was when `epoch` was the best so far, after going back in the run."""
-        for suffix in ("pt", "safetensors"):
-            kept, best = (self.folder / "model" / f"model_{which}.{suffix}" for which in (epoch, "best"))
-            if kept.exists():
-                write_bytes(best, kept.read_bytes())
-            elif suffix == "safetensors":
-                best.unlink(missing_ok=True)  # a fold of other weights than model_best.pt now has
+        kept, best = (self.folder / "model" / f"model_{which}.pt" for which in (epoch, "best"))
+        if not kept.exists():
+            return
+        write_bytes(best, kept.read_bytes())
+        fold = kept.with_suffix(".safetensors")
+        if fold.exists():
+            write_bytes(best.with_suffix(".safetensors"), fold.read_bytes())
+        else:  # of other weights than model_best.pt has now
+            best.with_suffix(".safetensors").unlink(missing_ok=True)
 
     def load_state(self, epoch: int = 0) -> dict:
         """The last state, or that of an epoch.

@@ -61,7 +61,7 @@ def build_trainer(
     if saved is not None:
         other_images = {"data_train", "data_range"} & set(args.override)
         state.restore(saved, run=experiment.name, same_images=not other_images)
-        if args.resume:
+        if args.resume and distributed.is_main():
             experiment.restore_best(state.progress.best.get("epoch"))
     schedule = build_schedule(args, epoch_batches=args.test_every or max(1, len(train_set) // args.batch_size))
 
@@ -85,7 +85,7 @@ def build_trainer(
         state,
         _plan(args, _summary(args, train_set, test_sets, schedule.epoch_batches)),
         schedule,
-        _monitor(args, state, run=experiment.name),
+        _monitor(args, state, experiment),
         Requests(args.save_every, device),
         batches_from=batches_from,
         validate=validate,
@@ -95,15 +95,16 @@ def build_trainer(
     )
 
 
-def _monitor(args, state: RunState, *, run: str) -> Monitor:
+def _monitor(args, state: RunState, experiment: Experiment) -> Monitor:
     return Monitor(
         state.progress,
         terms=state.step.loss.names,
         adversarial=state.step.adversary is not None,
         skip_threshold=args.skip_threshold,
         half_precision=args.precision == "half",
-        run=run,
+        run=experiment.name,
         lr=args.lr,
+        has_state=experiment.state_path.is_file,
     )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ SMALLER_SCALES = 24  # times that half precision may halve its scale, 2^16 at fi
 
 
 class Diverged(UserError):
-    """The weights are no good, and must not replace the last good state."""
+    """The weights are unusable, and must not replace the last good state."""
 
 
 class StepStats:
@@ -58,6 +59,7 @@ class Monitor:
         skip_threshold: a batch is skipped whose loss is above this times the mean loss of the epoch before.
         half_precision: whether gradients are scaled, and may overflow without anything being wrong.
         run: the run's name, and `lr` its learning rate, for advice.
+        has_state: whether a state was saved.
 
     Attributes:
         weights_suspect: whether skipped batches or an exploded loss may be the weights' fault: then they are not saved.
@@ -70,6 +72,7 @@ class Monitor:
     half_precision: bool
     run: str
     lr: float
+    has_state: Callable[[], bool]
     weights_suspect: bool = False
 
     def __post_init__(self):
@@ -137,9 +140,12 @@ class Monitor:
             raise self._diverged(why, "set --skip_threshold")
 
     def _diverged(self, why: str, instead: str) -> Diverged:
+        fix = f"lower --lr, set --gclip or {instead}"
+        if not self.has_state():
+            return Diverged(f"{why}: training diverged before a state was saved: {fix}, and start again with --reset")
+        go_on = f"--load {self.run} --override lr --lr {self.lr / 2:g}"
         return Diverged(
-            f"{why}: training diverged; the last good state is kept: go on with --load {self.run} --override lr "
-            f"--lr {self.lr / 2:g}, or lower --lr, set --gclip or {instead} in another run"
+            f"{why}: training diverged; the last good state is kept: go on with {go_on}, or {fix} in another run"
         )
 
     def _loss(self, stats: StepStats) -> float:

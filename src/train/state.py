@@ -138,7 +138,8 @@ class RunState:
         best, now = self.progress.best, self.best_by
         # Older state files do not say what the best epoch was chosen by, or have its PSNR only.
         if best and (best.get("on", now.on) != now.on or now.key not in best):
-            log.info("the best epoch was chosen on %s: it is chosen anew, on %s", best.get("on", "PSNR"), now.on)
+            on = f", on {now.on}" if now.on else ""
+            log.info("the best epoch was chosen on %s: it is chosen anew%s", best.get("on", "PSNR"), on)
             self.progress.best = {}
         _restore_random_states(saved["random"], step.device)
 

@@ -15,7 +15,7 @@ from train.optim import MovingAverage, step_if
 
 
 class StepResult(NamedTuple):
-    """What came of a step, on the device and the same in all processes: reading it is left to who can wait.
+    """The outcome of a step, on the device and the same in all processes; read it only where waiting is fine.
 
     Attributes:
         good: boolean scalar: whether the weights moved. They do not where a loss or gradient is not finite, or the loss
@@ -38,7 +38,10 @@ class TrainStep:
         critic_optimizer: of an adversarial loss's discriminator.
         scaler: of the gradients in half precision, which lower its scale when they overflow.
         n_parts: parts that a batch is run in, whose gradients are accumulated (--split_batch).
-        clip: each gradient is clipped to -clip..clip; 0 does not.
+        clip: each of the network's gradients is clipped to -clip..clip; 0 does not.
+
+    Attributes:
+        moving: whether the weights are being moved: an error then leaves a step that is half done.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class TrainStep:
         self.device, self.rgb_range, self.n_parts, self.clip = device, rgb_range, n_parts, clip
         self.n_terms = len(loss.names)
         self.n_losses = self.n_terms + (self.adversary is not None)
+        self.moving = False
 
     @property
     def released(self) -> nn.Module:
@@ -95,11 +99,13 @@ class TrainStep:
         good = losses.isfinite().all() & norms.isfinite().all() & (losses[: self.n_terms].sum() < loss_limit)
         if self.clip > 0:
             clip_grad_value_(self.network.parameters(), self.clip)
+        self.moving = True
         for optimizer in self.optimizers:
             step_if(good, optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.network, good)
+        self.moving = False
         return StepResult(good, losses, norms)
 
     def _gradients_exchanged(self, last: bool):

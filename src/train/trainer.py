@@ -7,6 +7,7 @@ its result is read while the next batch runs.
 
 import logging
 import math
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -194,7 +195,7 @@ class Trainer:
                 self._save_skipped()
         if stop:
             self._book(alone=alone)
-            raise errors.Interrupted(errors.pending() or errors.SIGTERM)
+            raise errors.Interrupted(errors.pending() or signal.SIGTERM)
         return save
 
     def _save_skipped(self) -> None:
@@ -245,17 +246,20 @@ class Trainer:
         with held():
             with suppress(errors.Interrupted):
                 self._book(alone=True)
-            # A step that a lost process ends has moved no weights, but a discriminator's statistics and random numbers.
-            torn = self.in_step and self.step.adversary is not None
+            # A step that a lost process ends has moved no weights, but a discriminator's statistics and random numbers;
+            # one that ends in the optimizers, out of memory, may have moved some weights.
+            torn = self.step.moving or (self.in_step and self.step.adversary is not None)
             saved = not torn and self._save_state()
         progress = self.progress
-        line = f"state saved after {progress.epoch} epochs and {progress.batch} batches"
-        if torn:
-            line = "a step was interrupted, so the state saved before that stays"
-        elif not saved:
-            why = "the last batches were skipped" if progress.consecutive_skips else "the loss has exploded"
-            line = f"{why}, so the state saved before that stays"
-        log.info("%s: go on with --load %s", line, self.experiment.name)
+        if saved:
+            line = f"state saved after {progress.epoch} epochs and {progress.batch} batches"
+        else:
+            skipped = "the last batches were skipped" if progress.consecutive_skips else "the loss has exploded"
+            line = f"{'a step was interrupted' if torn else skipped}, so the state saved before that stays"
+        if self.experiment.state_path.is_file():
+            log.info("%s: go on with --load %s", line, self.experiment.name)
+        else:
+            log.info("no state was saved yet: start again with --save %s --reset", self.experiment.name)
 
     def _save_state(self) -> bool:
         """Saves the state, unless the weights are suspect; returns whether it did."""
