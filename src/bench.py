@@ -37,7 +37,14 @@ MAX_LOAD = 0.6  # other processes running in the last minute, above which ratios
 
 def build_parser() -> Parser:
     """The command line of this program."""
-    parser = Parser(prog="bench.py", description="Speed against the published release, in one interleaved run.")
+    parser = Parser(
+        prog="bench.py",
+        description="Speed against the published release, in one interleaved run.",
+        examples=(
+            "python bench.py infer --cpu",
+            "python bench.py all --cpu --n_runs 3 --out ../experiment/bench",
+        ),
+    )
     parser.add_argument("command", choices=("infer", "train", "load", "test", "all"), help="which cases")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="the device by name (default: a GPU if there is one)")

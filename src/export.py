@@ -21,7 +21,15 @@ from runtime.log import start_log
 
 def build_parser() -> Parser:
     """The command line of this program."""
-    parser = Parser(prog="export.py", description="Fold a checkpoint, and write it in formats to deploy.")
+    parser = Parser(
+        prog="export.py",
+        description="Fold a checkpoint, and write it in formats to deploy.",
+        examples=(
+            "python export.py --pre_train KRGN_x4 --out ../experiment/exported",
+            "python export.py --pre_train KRGN_x2 --out ../experiment/exported_x2 --formats pt,onnx",
+            "python export.py --check ../experiment/exported",
+        ),
+    )
     parser.add_argument("--pre_train", type=weights_file, metavar="FILE", help="checkpoint to fold, or KRGN_x4")
     parser.add_argument("--out", metavar="DIR", type=path_flag, help="folder for the files")
     parser.add_argument(

@@ -42,7 +42,14 @@ PAPER_BLOCKS = (1, 2, 4, 5, 6)
 
 def build_parser() -> Parser:
     """The command line of this program."""
-    parser = Parser(prog="kl.py", description="Draw how different a network's kernels are (Figure 4 and more).")
+    parser = Parser(
+        prog="kl.py",
+        description="Draw how different a network's kernels are (Figure 4 and more).",
+        examples=(
+            "python kl.py --pre_train KRGN_x4 --out ../experiment/kernels_x4",
+            "python kl.py --pre_train KRGN_x4 --out ../experiment/kernels_x4_dilated --blocks 1+5+9 --layer 2",
+        ),
+    )
     parser.add_argument(
         "--pre_train",
         type=weights_file,

@@ -30,7 +30,15 @@ MOST_THREADS = 8  # each holds one image in float64 several times over
 
 def build_parser() -> Parser:
     """The command line of this program."""
-    parser = Parser(prog="prepare.py", description="Arrange downloaded images for training and testing.")
+    parser = Parser(
+        prog="prepare.py",
+        description="Arrange downloaded images for training and testing.",
+        examples=(
+            "python prepare.py --dir_data ../dataset ~/Downloads/DIV2K_train_HR.zip ~/Downloads/benchmark.tar",
+            "python prepare.py --dir_data ../dataset ~/Pictures/flowers --name Flowers --train --scale 2+4",
+            "python prepare.py --dir_data ../dataset ../dataset --dry_run",
+        ),
+    )
     parser.add_argument(
         "sources",
         nargs="+",

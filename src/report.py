@@ -22,7 +22,14 @@ from runtime.flags import Parser, path_flag
 
 def build_parser() -> Parser:
     """The command line of this program."""
-    parser = Parser(prog="report.py", description="A page, or a figure, that compares tested experiments.")
+    parser = Parser(
+        prog="report.py",
+        description="A page, or a figure, that compares tested experiments.",
+        examples=(
+            "python report.py ../experiment/krgn_test_x4 CFGN=../experiment/cfgn --out ../experiment/page",
+            "python report.py ../experiment/krgn_test_x4 --out ../experiment/figures --figure Set14/zebra 200 60 96 64",
+        ),
+    )
     parser.add_argument(
         "experiments",
         nargs="+",

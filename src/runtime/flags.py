@@ -15,7 +15,20 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, for every program of the framework."""
+    """A parser whose errors are one line, for every program of the framework.
+
+    Args:
+        examples: command lines that `--help` ends with, as they are typed in src/; tests parse them.
+        options: of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *, examples: tuple[str, ...] = (), **options):
+        super().__init__(**options)
+        self.examples = examples
+
+    def format_help(self):
+        lines = "".join(f"  {line}\n" for line in self.examples)
+        return super().format_help() + (f"\nexamples, in src/:\n{lines}" if lines else "")
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split(' ')))} (--help explains the flags)\n")

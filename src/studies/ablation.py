@@ -150,7 +150,14 @@ def at_rate(kernels: str, rate: int) -> str:
 
 def build_parser() -> Parser:
     """The command line of this program."""
-    parser = Parser(prog="studies.ablation", description="Plain against recalibrated kernels, over several seeds.")
+    parser = Parser(
+        prog="studies.ablation",
+        description="Plain against recalibrated kernels, over several seeds.",
+        examples=(
+            "python -m studies.ablation --dir_data ../dataset --cpu",
+            "python -m studies.ablation --dir_data ../dataset --steps 500 --seeds 2 --out ../experiment/ablation_short",
+        ),
+    )
     count = whole_number(1)
     parser.add_argument("--dir_data", required=True, metavar="DIR", type=path_flag, help="folder of the data sets")
     parser.add_argument("--data_train", default="DIV2K", metavar="A", help="training set (default DIV2K)")

@@ -22,7 +22,15 @@ SEEDS = (1, 2, 3)
 
 def build_parser() -> Parser:
     """The command line of this program."""
-    parser = Parser(prog="studies.degrade", description="A figure of degraded LR images.")
+    parser = Parser(
+        prog="studies.degrade",
+        description="A figure of degraded LR images.",
+        examples=(
+            "python -m studies.degrade --image ../imgs/demo_crops.png --out ../experiment/degradations.png",
+            "python -m studies.degrade --image ../imgs/demo_crops.png "
+            "--degradations bicubic blur2+bicubic --out ../experiment/blurred.png",
+        ),
+    )
     parser.add_argument("--image", required=True, metavar="FILE", type=path_flag, help="HR image")
     parser.add_argument("--out", required=True, metavar="FILE", type=path_flag, help="PNG file to write")
     parser.add_argument("--scale", type=scale_factor, default=2, metavar="S", help="downscaling factor (default 2)")

@@ -63,7 +63,12 @@ class Training:
 def build_parser() -> Parser:
     """The command line of this program."""
     parser = Parser(
-        prog="studies.verify_resume", description="Compare a killed and resumed run with an undisturbed one."
+        prog="studies.verify_resume",
+        description="Compare a killed and resumed run with an undisturbed one.",
+        examples=(
+            "python -m studies.verify_resume --cpu",
+            "python -m studies.verify_resume --cpu --kills 10 --epochs 8 --keep",
+        ),
     )
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     parser.add_argument("--kills", type=int, default=5, metavar="N", help="how often the run is killed (default 5)")
