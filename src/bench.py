@@ -40,7 +40,11 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="bench.py",
         description="Speed against the published release, in one interleaved run.",
-        example="python bench.py infer --n_runs 1 --anyway",
+        examples=(
+            "python bench.py infer --n_runs 1 --anyway",
+            "python bench.py infer --cpu",
+            "python bench.py all --cpu --n_runs 3 --out ../experiment/bench",
+        ),
     )
     parser.add_argument("command", choices=("infer", "train", "load", "test", "all"), help="which cases")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")

@@ -135,7 +135,11 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="compare.py",
         description="Size, cost, speed, memory and scores of networks, in one table.",
-        example="python compare.py bicubic KRGN_x4 --data_test none",
+        examples=(
+            "python compare.py bicubic KRGN_x4 --data_test none",
+            "python compare.py bicubic KRGN_x4 --published --data_test Set5 --out ../experiment/table --plot Set5",
+            "python compare.py --table ../experiment/KRGN_x4/table.json --plot Set14 --out ../experiment/released_x4",
+        ),
     )
     default = training_parser().get_default
     # fmt: off

@@ -25,7 +25,14 @@ EXAMPLE = "python export.py --pre_train KRGN_x4 --out ../experiment/exported"
 def build_parser() -> Parser:
     """The command line of this program."""
     parser = Parser(
-        prog="export.py", description="Fold a checkpoint, and write it in formats to deploy.", example=EXAMPLE
+        prog="export.py",
+        description="Fold a checkpoint, and write it in formats to deploy.",
+        examples=(
+            EXAMPLE,
+            "python export.py --pre_train KRGN_x4 --out ../experiment/exported",
+            "python export.py --pre_train KRGN_x2 --out ../experiment/exported_x2 --formats pt,onnx",
+            "python export.py --check ../experiment/exported",
+        ),
     )
     parser.add_argument("--pre_train", type=weights_file, metavar="FILE", help="checkpoint to fold, or KRGN_x4")
     parser.add_argument("--out", metavar="DIR", type=path_flag, help="folder for the files")

@@ -51,7 +51,11 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="kl.py",
         description="Draw how different a network's kernels are (Figure 4 and more).",
-        example="python kl.py",
+        examples=(
+            "python kl.py",
+            "python kl.py --pre_train KRGN_x4 --out ../experiment/kernels_x4",
+            "python kl.py --pre_train KRGN_x4 --out ../experiment/kernels_x4_dilated --blocks 1+5+9 --layer 2",
+        ),
     )
     parser.add_argument(
         "--pre_train",

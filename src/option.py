@@ -318,7 +318,12 @@ def build_parser() -> argparse.ArgumentParser:
         prog="main.py",
         description="Train and test lightweight super-resolution networks (KRGN and others), EDSR style.",
         allow_abbrev=False,
-        example="python main.py --test_only --pre_train KRGN_x4 --data_test Demo --dir_demo ~/Pictures/small --save mine",
+        examples=(
+            "python main.py --test_only --pre_train KRGN_x4 --data_test Demo --dir_demo ~/Pictures/small --save mine",
+            "python main.py --scale 4 --save my_krgn_x4 --data_test Set5+Set14 --best_by Set14:PSNR --val_every 5",
+            "python main.py --load my_krgn_x4",
+            "python main.py --test_only --pre_train KRGN_x4 --data_test Set5+Set14 --chop --save_results --save krgn_test_x4",
+        ),
     )
     for title, add_flags in _GROUPS.items():
         add_flags(parser.add_argument_group(title).add_argument)

@@ -33,7 +33,12 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="prepare.py",
         description="Arrange downloaded images for training and testing.",
-        example="python prepare.py ~/Pictures/photos --dry_run",
+        examples=(
+            "python prepare.py ~/Pictures/photos --dry_run",
+            "python prepare.py --dir_data ../dataset ~/Downloads/DIV2K_train_HR.zip ~/Downloads/benchmark.tar",
+            "python prepare.py --dir_data ../dataset ~/Pictures/flowers --name Flowers --train --scale 2+4",
+            "python prepare.py --dir_data ../dataset ../dataset --dry_run",
+        ),
     )
     parser.add_argument(
         "sources",

@@ -25,7 +25,11 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="report.py",
         description="A page, or a figure, that compares tested experiments.",
-        example="python report.py ../experiment/my_krgn_x4 --out ../experiment/page",
+        examples=(
+            "python report.py ../experiment/my_krgn_x4 --out ../experiment/page",
+            "python report.py ../experiment/krgn_test_x4 CFGN=../experiment/cfgn --out ../experiment/page",
+            "python report.py ../experiment/krgn_test_x4 --out ../experiment/figures --figure Set14/zebra 200 60 96 64",
+        ),
     )
     parser.add_argument(
         "experiments",

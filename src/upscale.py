@@ -40,7 +40,10 @@ def build_parser() -> Parser:
         prog="upscale.py",
         description="Enlarge pictures with a network: photo.jpg becomes photo_x4.png beside it, the folder pictures "
         "becomes pictures_x4.",
-        example="python upscale.py photo.jpg",
+        examples=(
+            "python upscale.py photo.jpg",
+            "python upscale.py ~/Pictures/holiday --out ~/Pictures/large --compare",
+        ),
     )
     parser.add_argument(
         "inputs",

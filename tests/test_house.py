@@ -169,24 +169,49 @@ def test_the_pages_have_commands_of_every_program():
 def test_every_command_parses(line):
     words = shlex.split(line, comments=True)
     at = next(index for index, word in enumerate(words) if word.endswith(".py") or word.startswith("studies."))
-    arguments = [word for word in words[at + 1 :] if word not in ('"$@"', "$@")]
-    parser = PARSERS[Path(words[at]).name]()
-    if Path(words[at]).name == "main.py":
+    _parse(Path(words[at]).name, [word for word in words[at + 1 :] if word not in ('"$@"', "$@")])
+
+
+def _parse(name: str, arguments: list[str]) -> None:
+    """Has a command read its arguments; SystemExit if it refuses them."""
+    if name == "main.py":
         from option import parse_args
 
         parse_args(arguments)
     else:
-        parser.parse_args(arguments)
+        PARSERS[name]().parse_args(arguments)
 
 
 @pytest.mark.parametrize("name", PARSERS)
-def test_the_example_in_the_help_parses(name):
+def test_help_ends_with_examples_that_parse(name):
+    """Each is a command line for src/, which the command's own parser takes."""
     parser = PARSERS[name]()
-    words = shlex.split(parser.example)
-    assert words[0] == "python"
-    assert words[-1 if len(words) == 2 else words.index(name)] == name
-    parser.parse_args(words[words.index(name) + 1 :])
-    assert parser.example in " ".join(parser.format_help().split())
+    lines = parser.examples
+    assert 2 <= len(lines) <= 4
+    start = ["python", name] if name.endswith(".py") else ["python", "-m", name]
+    ending = parser.format_help().rstrip().splitlines()[-len(lines) - 1 :]
+    assert ending == ["examples, in src/:", *(f"  {line}" for line in lines)]
+    for line in lines:
+        words = shlex.split(line)
+        assert words[: len(start)] == start
+        _parse(name, words[len(start) :])
+    for word in (
+        word for line in lines for word in line.split() if word.startswith(("../imgs/", "../experiment/KRGN_"))
+    ):
+        assert (SRC / word).is_file(), word
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_a_usage_error_is_one_line(name, capsys):
+    for arguments in (["--no_such_flag"], ["--no_such_flag", "one\ntwo"]):
+        with pytest.raises(SystemExit) as ended:
+            _parse(name, arguments)
+        assert ended.value.code == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert len(err.splitlines()) == 1
+        assert err.startswith(name.removesuffix(".py"))
+        assert "--help" in err
 
 
 def test_tilde_is_expanded_in_every_program(monkeypatch):

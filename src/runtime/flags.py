@@ -18,15 +18,18 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, for every program of the framework.
 
     Args:
-        example: the shortest command that works, or shows what the program does. The help ends with it, and the error
-            for missing arguments names it.
+        examples: command lines, as they are typed in src/, that `--help` ends with. The first is the shortest one that
+            works, or shows what the program does: the error for missing arguments names it.
+        options: of `argparse.ArgumentParser`.
     """
 
-    def __init__(self, *args, example: str = "", **kwargs):
-        super().__init__(*args, **kwargs)
-        self.example = example
-        if example and not self.epilog:
-            self.epilog = f"example: {example}"
+    def __init__(self, *, examples: tuple[str, ...] = (), **options):
+        super().__init__(**options)
+        self.examples, self.example = examples, next(iter(examples), "")
+
+    def format_help(self):
+        lines = "".join(f"  {line}\n" for line in self.examples)
+        return super().format_help() + (f"\nexamples, in src/:\n{lines}" if lines else "")
 
     def error(self, message):
         hint = "--help explains the flags"

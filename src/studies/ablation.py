@@ -153,7 +153,11 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="studies.ablation",
         description="Plain against recalibrated kernels, over several seeds.",
-        example="python -m studies.ablation --dir_data ../dataset",
+        examples=(
+            "python -m studies.ablation --dir_data ../dataset",
+            "python -m studies.ablation --dir_data ../dataset --cpu",
+            "python -m studies.ablation --dir_data ../dataset --steps 500 --seeds 2 --out ../experiment/ablation_short",
+        ),
     )
     count = whole_number(1)
     parser.add_argument("--dir_data", required=True, metavar="DIR", type=path_flag, help="folder of the data sets")

@@ -25,7 +25,12 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="studies.degrade",
         description="A figure of degraded LR images.",
-        example="python -m studies.degrade --image ../imgs/demo_crops.png --out ../experiment/degraded.png",
+        examples=(
+            "python -m studies.degrade --image ../imgs/demo_crops.png --out ../experiment/degraded.png",
+            "python -m studies.degrade --image ../imgs/demo_crops.png --out ../experiment/degradations.png",
+            "python -m studies.degrade --image ../imgs/demo_crops.png "
+            "--degradations bicubic blur2+bicubic --out ../experiment/blurred.png",
+        ),
     )
     parser.add_argument("--image", required=True, metavar="FILE", type=path_flag, help="HR image")
     parser.add_argument("--out", required=True, metavar="FILE", type=path_flag, help="PNG file to write")

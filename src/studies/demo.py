@@ -44,7 +44,13 @@ CROP_SIDE = 110
 def build_parser() -> Parser:
     """The command line of this program."""
     parser = Parser(
-        prog="studies.demo", description="Data for the demo, and its report.", example="python -m studies.demo data"
+        prog="studies.demo",
+        description="Data for the demo, and its report.",
+        examples=(
+            "python -m studies.demo data",
+            "python -m studies.demo report --pre_train ../experiment/demo/model/model_best.pt "
+            "--folded demo_folded --released demo_released --out ../experiment/demo/crops.png",
+        ),
     )
     default = training_parser().get_default
     parser.add_argument(

@@ -65,7 +65,10 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="studies.verify_resume",
         description="Compare a killed and resumed run with an undisturbed one.",
-        example="python -m studies.verify_resume --cpu",
+        examples=(
+            "python -m studies.verify_resume --cpu",
+            "python -m studies.verify_resume --cpu --kills 10 --epochs 8 --keep",
+        ),
     )
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     parser.add_argument("--kills", type=int, default=5, metavar="N", help="how often the run is killed (default 5)")
