@@ -1,6 +1,8 @@
 """--auto_resume: the same command line begins a run, goes on with it, and finds it finished; torchrun restarts it."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SRC, small_run
+from conftest import ROOT, SRC, small_run
 from helpers import equal, history, launch, wait_for, weights
 from test_distributed import free_port, ranks, run
 
 from model.weights import load_tensors
+from option import continue_with, parse_args
 from runtime.errors import UserError
 
 BATCHES = 12  # in an epoch
@@ -166,3 +169,17 @@ def test_what_is_wrong_with_the_state_is_one_line_of_each_process(small_set):
     assert ended.returncode == 1
     assert len(lines) == 2, ended.stderr
     assert all(line.startswith("error: ") and "state.pt: " in line for line in lines)
+
+
+def test_the_slurm_script_has_flags_that_parse():
+    """Its bash is valid, and the same flags begin a run and go on with it."""
+    script = ROOT / "scripts/train.slurm"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    text = script.read_text()
+    flags = shlex.split(re.search(r"^flags=\((.*?)\)$", text, flags=re.S | re.M)[1])
+    options = parse_args(flags)
+    assert (options.auto_resume, options.save, options.batch_size % 8) == (True, "my_krgn_x4", 0)
+    again = continue_with(options, options.values(), sorted(options.given))
+    assert (again.load, again.lr) == ("my_krgn_x4", 0.0005)
+    assert "#SBATCH --requeue" in text
+    assert re.search(r"srun torchrun .*--max_restarts=\d", text)
