@@ -1,5 +1,7 @@
 """Train or test: `python main.py --help`. Options -> network, data, experiment -> `Trainer.fit` or `Evaluator.test`."""
 
+import os
+
 from option import SPANDREL, Options, continue_with, follow_file, parse_args
 from runtime.errors import UserError, run
 from train.trackers import require
@@ -15,26 +17,19 @@ def main(args: Options) -> None:
 
     from data import build_test_sets, build_train_set, describe_data
     from evaluation.evaluate import build_evaluator
-    from model import cffb, external, precision
-    from model.checkpoint import facts_of, load_pre_trained, unpack
-    from model.networks import build_model, describe
+    from model import cffb, precision
+    from model.networks import describe
     from model.recalibration import fold
-    from model.weights import load_tensors
     from runtime import distributed
     from runtime.experiment import Experiment
-    from runtime.hardware import choose_device, keep_memory, seed_everything
+    from runtime.hardware import choose_device, keep_memory
     from runtime.log import start_log
     from runtime.provenance import hardware
     from train.build import build_trainer
     from train.state import all_done
 
     log = start_log()
-    if not args.given and not Path(args.dir_data, "DIV2K").is_dir():
-        raise UserError(
-            f"without flags main.py trains KRGN x4 on {args.dir_data}/DIV2K, which is not there: arrange downloaded "
-            "images with prepare.py, train on photographs of your own (docs/first_steps.md), or enlarge a picture "
-            "with the released network: python upscale.py photo.jpg"
-        )
+    refuse_no_flags(args)
     cffb.build_when_needed()
     if not args.release_memory:
         keep_memory()
@@ -47,24 +42,13 @@ def main(args: Options) -> None:
         # might see an older file, or none.
         goes_on = args.load or (args.auto_resume and experiment.state_path.is_file())
         state = distributed.from_main(lambda: experiment.load_state(args.resume) if goes_on else None)
-        checkpoint = network = None
         if state is not None:
             args = continue_with(args, state["options"], given=state["given"])
             require(args.tracker, asked="tracker" in args.given)
             if args.auto_resume and (done := all_done(state["progress"].get("epoch"), args.epochs)):
                 log.info(done)
                 return
-        elif args.model == SPANDREL:
-            load_tensors(Path(args.pre_train))  # whether it is a whole and harmless file; spandrel reads it again
-            network = external.load(args.pre_train, rgb_range=args.rgb_range)
-            args = follow_file(args, external.facts_of(args.pre_train, network))
-        elif args.pre_train:
-            checkpoint = unpack(load_tensors(Path(args.pre_train)), args.pre_train)
-            args = follow_file(args, facts_of(checkpoint, args.model))
-        seed_everything(args.seed)
-        network = build_model(args) if network is None else network
-        if checkpoint is not None:
-            load_pre_trained(network, args.model, checkpoint)
+        args, network = with_network(args, resumed=state is not None)
         network = network.to(device, memory_format=torch.channels_last)
         log.info(describe(network, args.model))
 
@@ -82,9 +66,42 @@ def main(args: Options) -> None:
             build_evaluator(args, experiment, device).test(fold(network), test_sets)
         else:
             with experiment.recorded():
-                trainer = build_trainer(args, network, train_set, test_sets, experiment, device, state)
-                experiment.reached(trainer.progress.epoch, trainer.progress.batch)
-                trainer.fit()
+                build_trainer(args, network, train_set, test_sets, experiment, device, state).fit()
+
+
+def refuse_no_flags(args: Options) -> None:
+    """Raises UserError where main.py was started without flags, and the data set that it would train on is missing."""
+    if not args.given and not os.path.isdir(os.path.join(args.dir_data, "DIV2K")):
+        raise UserError(
+            f"without flags main.py trains KRGN x4 on {args.dir_data}/DIV2K, which is not there: arrange downloaded "
+            "images with prepare.py, train on photographs of your own (docs/first_steps.md), or enlarge a picture "
+            "with the released network: python upscale.py photo.jpg"
+        )
+
+
+def with_network(args: Options, *, resumed: bool):
+    """The options that the file in --pre_train leaves, and the network, with its weights unless a run is `resumed`."""
+    from pathlib import Path
+
+    from model import external
+    from model.checkpoint import facts_of, load_pre_trained, unpack
+    from model.networks import build_model
+    from model.weights import load_tensors
+    from runtime.hardware import seed_everything
+
+    checkpoint = network = None
+    if args.model == SPANDREL and not resumed:
+        load_tensors(Path(args.pre_train))  # whether it is a whole and harmless file; spandrel reads it again
+        network = external.load(args.pre_train, rgb_range=args.rgb_range)
+        args = follow_file(args, external.facts_of(args.pre_train, network))
+    elif args.pre_train and not resumed:
+        checkpoint = unpack(load_tensors(Path(args.pre_train)), args.pre_train)
+        args = follow_file(args, facts_of(checkpoint, args.model))
+    seed_everything(args.seed)
+    network = build_model(args) if network is None else network
+    if checkpoint is not None:
+        load_pre_trained(network, args.model, checkpoint)
+    return args, network
 
 
 if __name__ == "__main__":

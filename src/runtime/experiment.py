@@ -20,11 +20,8 @@
 Everything but the log is written atomically: a killed run leaves the old file or the new one.
 """
 
-import errno
 import logging
 import os
-import platform
-import time
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -32,8 +29,9 @@ from pathlib import Path
 from model.weights import load_tensors
 from runtime import distributed
 from runtime.csvfiles import csv_text
-from runtime.errors import UserError, printable
+from runtime.errors import UserError
 from runtime.files import is_temporary, remove_abandoned, save_tensors, write_bytes
+from runtime.lock import lock_file
 from runtime.log import log_to
 from runtime.provenance import RunRecord, as_text
 
@@ -137,9 +135,7 @@ class Experiment:
 
     def _is_empty_frame(self) -> bool:
         """Whether the folder holds nothing but what a run that was killed in its first moments may have left."""
-        if not self.folder.is_dir():
-            return False
-        return all(
+        return self.folder.is_dir() and all(
             is_temporary(path)
             or path.name == _LOCK
             or (path.name == "model" and path.is_dir() and not any(path.iterdir()))
@@ -147,50 +143,11 @@ class Experiment:
         )
 
     def _lock(self, *, wait: float = 0) -> None:
-        """Keeps other processes from training in this folder until this one ends.
-
-        Args:
-            wait: seconds to wait for another one that does.
-
-        Raises:
-            UserError: if it still does.
-        """
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        # Open as long as this object. No file object: the interpreter would complain of one at its end.
-        file = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        deadline, waiting = time.monotonic() + wait, False
-        while True:
-            try:
-                # A lock of the process: loaders, which are its copies, do not hold it, and survive it by some seconds.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    log.warning(
-                        "%s: no locks there (%s): make sure that no other process trains in it",
-                        self.folder,
-                        error.strerror,
-                    )
-                    break
-                who = printable(os.pread(file, 200, 0).decode(errors="replace").strip()) or "another process"
-                if time.monotonic() >= deadline:
-                    os.close(file)
-                    raise UserError(
-                        f"{self.folder}: {who} is training in it: wait until that has ended, stop it, or choose "
-                        "another --save"
-                    ) from None
-                if not waiting:
-                    log.info("%s: %s is training in it: waiting up to %.0f s for its end", self.folder, who, wait)
-                waiting = True
-                time.sleep(0.2)
-            else:
-                break
-        os.ftruncate(file, 0)
-        os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
-        weakref.finalize(self, os.close, file)
-        self._locked = True
+        """Keeps other processes from training in this folder until this one ends; UserError if another one does."""
+        file = lock_file(self.folder / _LOCK, wait=wait)
+        if file is not None:
+            weakref.finalize(self, os.close, file)  # open as long as this object
+            self._locked = True
 
     def _delete(self) -> None:
         """Deletes what this program writes, by name; anything else in the folder stays, and so does the folder then."""
@@ -234,11 +191,11 @@ class Experiment:
         if not kept.exists():
             return
         write_bytes(best, kept.read_bytes())
-        fold = kept.with_suffix(".safetensors")
-        if fold.exists():
-            write_bytes(best.with_suffix(".safetensors"), fold.read_bytes())
+        kept, best = kept.with_suffix(".safetensors"), best.with_suffix(".safetensors")
+        if kept.exists():
+            write_bytes(best, kept.read_bytes())
         else:  # of other weights than model_best.pt has now
-            best.with_suffix(".safetensors").unlink(missing_ok=True)
+            best.unlink(missing_ok=True)
 
     def load_state(self, epoch: int = 0) -> dict:
         """The last state, or that of an epoch.

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,6 +64,7 @@ def build_trainer(
         state.restore(saved, run=experiment.name, same_images=not other_images)
         if args.resume and distributed.is_main():
             experiment.restore_best(state.progress.best.get("epoch"))
+    experiment.reached(state.progress.epoch, state.progress.batch)
     schedule = build_schedule(args, epoch_batches=args.test_every or max(1, len(train_set) // args.batch_size))
 
     def batches_from(first: int):
@@ -74,13 +76,6 @@ def build_trainer(
         folded = fold(step.released)  # what a test of the saved weights will run, so that scores agree to the bit
         return [evaluator.evaluate(folded, each, on_image=keep) for each in test_sets]
 
-    def begin_tracker(first: int) -> trackers.Tracker:
-        if experiment.record is None:  # rank 0 alone writes
-            return trackers.Tracker()
-        parent = Path(args.dir_experiment)
-        run = {"folder": experiment.folder, "parent": parent, "id": experiment.record.id, "options": args.values()}
-        return trackers.begin(args.tracker, trackers.TrackedRun(first=first, **run))
-
     return Trainer(
         state,
         _plan(args, _summary(args, train_set, test_sets, schedule.epoch_batches)),
@@ -89,10 +84,18 @@ def build_trainer(
         Requests(args.save_every, device),
         batches_from=batches_from,
         validate=validate,
-        begin_tracker=begin_tracker,
+        begin_tracker=partial(_begin_tracker, args, experiment),
         test_sets=test_sets,
         experiment=experiment,
     )
+
+
+def _begin_tracker(args, experiment: Experiment, first: int) -> trackers.Tracker:
+    if experiment.record is None:  # rank 0 alone writes
+        return trackers.Tracker()
+    parent = Path(args.dir_experiment)
+    run = {"folder": experiment.folder, "parent": parent, "id": experiment.record.id, "options": args.values()}
+    return trackers.begin(args.tracker, trackers.TrackedRun(first=first, **run))
 
 
 def _monitor(args, state: RunState, experiment: Experiment) -> Monitor:

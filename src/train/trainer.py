@@ -28,7 +28,7 @@ from train.files import save_history, save_weights
 from train.monitor import Diverged, Monitor, StepStats
 from train.optim import Schedule, make_scheduler
 from train.requests import Requests
-from train.state import RunState, all_done
+from train.state import Progress, RunState, all_done
 from train.trackers import Tracker
 
 log = logging.getLogger("krgn")
@@ -246,25 +246,32 @@ class Trainer:
         with held():
             with suppress(errors.Interrupted):
                 self._book(alone=True)
-            # A step that a lost process ends has moved no weights, but a discriminator's statistics and random numbers;
-            # one that ends in the optimizers, out of memory, may have moved some weights.
+            # A lost process ends a step before the weights move, but not before a discriminator's statistics do.
             torn = self.step.moving or (self.in_step and self.step.adversary is not None)
             saved = not torn and self._save_state()
-        progress = self.progress
-        if saved:
-            line = f"state saved after {progress.epoch} epochs and {progress.batch} batches"
-        else:
-            skipped = "the last batches were skipped" if progress.consecutive_skips else "the loss has exploded"
-            line = f"{'a step was interrupted' if torn else skipped}, so the state saved before that stays"
-        if self.experiment.state_path.is_file():
-            log.info("%s: go on with --load %s", line, self.experiment.name)
-        else:
-            log.info("no state was saved yet: start again with --save %s --reset", self.experiment.name)
+        log_end(self.progress, self.experiment, saved=saved, torn=torn)
 
     def _save_state(self) -> bool:
         """Saves the state, unless the weights are suspect; returns whether it did."""
-        saved = distributed.is_main() and not self.monitor.weights_suspect
-        if saved:
+        if saved := distributed.is_main() and not self.monitor.weights_suspect:
             self.experiment.save_state(self.state.to_dict())
         self.requests.saved()
         return saved
+
+
+def log_end(progress: Progress, experiment: Experiment, *, saved: bool, torn: bool) -> None:
+    """Logs how to go on with a run that ends early.
+
+    Args:
+        saved: whether its state was saved now.
+        torn: whether it was not because a step was interrupted.
+    """
+    if saved:
+        line = f"state saved after {progress.epoch} epochs and {progress.batch} batches"
+    else:
+        skipped = "the last batches were skipped" if progress.consecutive_skips else "the loss has exploded"
+        line = f"{'a step was interrupted' if torn else skipped}, so the state saved before that stays"
+    if experiment.state_path.is_file():
+        log.info("%s: go on with --load %s", line, experiment.name)
+    else:
+        log.info("no state was saved yet: start again with --save %s --reset", experiment.name)
