@@ -108,7 +108,7 @@ def test_torchrun_restarts_a_killed_process(small_set):
     )  # fmt: skip
     wait_for(process, "[4/")
     os.kill(workers(process.pid)[0], signal.SIGKILL)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=170)
     assert process.returncode == 0, err[-3000:]
     assert out.count(f"[{BATCHES}/{BATCHES}]") == 2
     assert run(2, *line, "--save", "undisturbed").returncode == 0
