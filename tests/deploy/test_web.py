@@ -70,7 +70,7 @@ def test_the_folder_is_whole_and_names_no_other_host(site):
     assert entry["max_error"] < 0.5
     names = {"KRGN_x3_web.onnx", *web_form.FILES}
     assert set(entry["files"]) == names
-    assert {path.name for path in site.iterdir()} == names | {"KRGN_x3.safetensors", "export.json"}
+    assert {path.name for path in site.iterdir()} == names | {"KRGN_x3.safetensors", "export.json", "README.md"}
     for name in ("index.html", "page.css", "page.js", "worker.js"):
         text = (site / name).read_text()
         assert not re.search(r"""\b(?:https?|wss?):|["'(]//\w""", text), name
