@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from runtime.errors import UserError
+from runtime.errors import ProcessLost, UserError
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def processes(device: torch.device):
     """Inside, torchrun's processes form a group, nccl on GPUs and gloo on CPUs.
 
     Raises:
-        UserError: if another process ends while this one waits for it.
+        ProcessLost: if another process ends while this one waits for it.
     """
     if not launched():
         yield
@@ -54,12 +54,12 @@ def processes(device: torch.device):
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     try:
         yield
-    except RuntimeError as error:
-        if not lost(error):
-            raise
-        raise UserError(f"another process of this run has ended ({error}): see its output") from None
-    finally:
+    except BaseException as error:
+        if lost(error):
+            raise ProcessLost(f"another process of this run has ended ({error}): see its output") from None
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def local_device(visible: int) -> torch.device:

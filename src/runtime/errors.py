@@ -3,6 +3,7 @@
 Nothing heavy is imported, so that main.py is ready for signals before its heavy imports.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -13,6 +14,12 @@ from contextlib import contextmanager, suppress
 from model.errors import UserError as UserError  # the library's error is the framework's
 from model.errors import printable as printable
 from model.errors import says_out_of_memory as says_out_of_memory
+
+
+class ProcessLost(UserError):
+    """Another process of the run has ended. What is left of their group cannot be taken apart: its destructor may wait
+    for ever for a thread that needs the interpreter's lock, which the destructor holds. So this process ends at once.
+    """
 
 
 class Interrupted(BaseException):
@@ -132,8 +139,14 @@ def run(main: Callable[[], None]) -> None:
 def _run(main: Callable[[], None]) -> None:
     try:
         main()
+    except ProcessLost as error:  # the group lives as long as the error, in the variables of its traceback
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(1)
     except UserError as error:
-        sys.exit(f"error: {printable(' '.join(str(error).split(' ')))}")
+        sys.exit(f"error: {printable(str(error))}")
     except ModuleNotFoundError as error:
         if error.name is None or "." in error.name:
             raise

@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         hint = "--help explains the flags"
         if self.example and "arguments are required" in message:
             hint = f"for example: {self.example}; {hint}"
-        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split(' ')))} ({hint})\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)} ({hint})\n")
 
     def _print_message(self, message, file=None):
         # A terminal that is not UTF-8 shows what it cannot say as an escape.
