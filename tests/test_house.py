@@ -101,8 +101,8 @@ def test_commands_that_run_networks_request_the_fused_operators():
         assert "    cffb.build_when_needed()\n" in path.read_text(), path.name
 
 
-# Private names of other packages than torch: argparse, tarfile, and what NamedTuple publishes.
-OTHERS_PRIVATE = {"_replace", "_asdict", "_actions", "_StoreTrueAction", "_print_message", "_proc_member"}
+# Underscores elsewhere than in torch: argparse, tarfile, and what os and NamedTuple publish under such names.
+OTHERS_PRIVATE = {"_exit", "_replace", "_asdict", "_actions", "_StoreTrueAction", "_print_message", "_proc_member"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))

@@ -5,6 +5,8 @@ Rank 0 alone logs and writes.
 """
 
 import os
+import time
+import uuid
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -51,7 +53,15 @@ def processes(device: torch.device):
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # A rank that waits this long for another one takes it for dead; torchrun notices a dead process at once.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    timeout = timedelta(minutes=30)
+    store, number, world = next(dist.rendezvous("env://", timeout=timeout))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=unused_part(store, number, world),
+        rank=number,
+        world_size=world,
+        timeout=timeout,
+    )
     try:
         yield
     except BaseException as error:
@@ -60,6 +70,28 @@ def processes(device: torch.device):
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def unused_part(store: dist.Store, rank: int, world: int) -> dist.Store:
+    """A part of the store that no earlier attempt has written to; the same in all processes of this attempt.
+
+    A torchrun that restarts its processes gives them the store of those before, and they would look for one another
+    where those have been. So rank 0 writes a new name for this attempt, every other rank answers to the name that it
+    reads with one of its own, and goes on when rank 0 has confirmed that: an old name is confirmed to others alone.
+    """
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("attempt", mine)
+        answers = [store.get(f"{mine}/{other}").decode() for other in range(1, world)]  # each waits until it is there
+        store.set(f"{mine}/confirmed", " ".join(answers))
+        return dist.PrefixStore(mine, store)
+    while True:
+        name = store.get("attempt").decode()
+        store.set(f"{name}/{rank}", mine)
+        confirmed = f"{name}/confirmed"
+        if store.check([confirmed]) and mine in store.get(confirmed).decode():
+            return dist.PrefixStore(name, store)
+        time.sleep(0.02)
 
 
 def local_device(visible: int) -> torch.device:

@@ -199,8 +199,8 @@ def test_a_package_is_downloaded_once(registry, monkeypatch, tmp_path):
     npm.package_files(package, ())
 
 
-def test_another_archive_than_the_pinned_one_is_refused(registry, tmp_path):
-    package, *_ = registry
+@pytest.mark.usefixtures("registry")
+def test_another_archive_than_the_pinned_one_is_refused(tmp_path):
     other = npm.Package("thing", "1.2.3", "sha512-" + "A" * 86 + "==")
     with pytest.raises(UserError, match=r"thing-1\.2\.3\.tgz with another SHA-512"):
         npm.package_files(other, ())

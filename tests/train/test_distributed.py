@@ -5,16 +5,19 @@ import signal
 import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import SRC, small_run
 from forked import Program
 from helpers import history, launch, scores, wait_for, weights
 
 from model.weights import load_tensors
+from runtime.distributed import unused_part
 
 
 def free_port() -> int:
@@ -127,3 +130,21 @@ def test_a_batch_that_does_not_divide(small_set):
     assert ended.returncode != 0
     assert "--batch_size 5 does not divide evenly over 2 processes: use 4" in ended.stderr
     assert not (small_set.parent / "experiment").exists()
+
+
+def test_an_attempt_reads_nothing_that_an_earlier_one_has_written():
+    """torchrun gives the processes that it restarts the store of those before, with their addresses in it."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=20))
+
+    def part(rank: int, world: int) -> dist.Store:
+        return unused_part(store.clone(), rank, world)
+
+    for world in (3, 2, 3):
+        with ThreadPoolExecutor(world) as pool:
+            others = [pool.submit(part, rank, world) for rank in range(1, world)]
+            wait([others[0]], timeout=0.2)
+            assert not others[0].done()  # what it finds is of the attempt before
+            parts = [pool.submit(part, 0, world).result(20), *(each.result(20) for each in others)]
+        assert not parts[0].check(["address"])
+        parts[0].set("address", str(world))
+        assert [each.get("address").decode() for each in parts] == [str(world)] * world
