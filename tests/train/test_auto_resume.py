@@ -104,7 +104,7 @@ def test_torchrun_restarts_a_killed_process(small_set):
     process = subprocess.Popen(
         [*torchrun, "--master_addr=127.0.0.1", f"--master_port={free_port()}", "main.py", *line],
         cwd=SRC, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )  # fmt: skip
     wait_for(process, "[4/")
     os.kill(workers(process.pid)[0], signal.SIGKILL)
