@@ -27,6 +27,7 @@ def main(args: Options) -> None:
     from runtime.provenance import hardware
     from train.build import build_trainer
     from train.state import all_done
+    from train.teacher import teach
 
     log = start_log()
     refuse_no_flags(args)
@@ -58,6 +59,8 @@ def main(args: Options) -> None:
         with distributed.main_first():
             test_sets = build_test_sets(args)
             train_set = None if args.test_only else build_train_set(args)
+        if train_set is not None and args.teacher:
+            teach(train_set, args.teacher, device)
         if distributed.is_main():
             facts = {"hardware": hardware(device, n_gpus=args.n_GPUs), "data": describe_data(train_set, test_sets)}
             experiment.create(args.values(), training=not args.test_only, reset=args.reset, facts=facts)

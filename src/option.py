@@ -135,7 +135,7 @@ def _meaning(flag: str, value, shape: dict):
 # What a state holds the tensors of: another value needs another run.
 _STRUCTURE = frozenset(
     {"model", "pre_train", "scale", *_NETWORK, "basis", "recalibrate"}
-    | {"n_colors", "rgb_range", "optimizer", "ema", "loss"}
+    | {"n_colors", "rgb_range", "optimizer", "ema", "loss", "teacher"}
 )
 # What may differ when a run goes on: where and how fast it runs, and what it prints, not what it computes.
 _HARDWARE = frozenset({"cpu", "n_GPUs", "n_threads", "release_memory"})
@@ -272,7 +272,7 @@ def parse_args(argv: list[str] | None = None) -> Options:
     given = frozenset(name for name in names if parsed[name] is not unset)
     values = {name: parsed[name] if name in given else parser.get_default(name) for name in names}
     values["betas"] = tuple(values["betas"])
-    for name in ("dir_data", "dir_demo", "dir_experiment", "pre_train", "vgg_weights"):
+    for name in ("dir_data", "dir_demo", "dir_experiment", "pre_train", "vgg_weights", "teacher"):
         # A run that goes on may start elsewhere, and a shell leaves the ~ of --flag=~/folder alone.
         values[name] = values[name] and os.path.abspath(path_flag(values[name]))
     options = Options(values, given).with_model(values["model"])
@@ -450,6 +450,10 @@ def _optimisation_flags(add) -> None:
         help="clip each gradient to -V..V; 0: no clipping (default 0)")
     add("--loss", type=loss_terms, default=((1.0, "L1"),), metavar="W*NAME+...",
         help=f"weighted sum of losses, as in 5*VGG54+0.15*GAN; there are {', '.join(LOSSES)} (default 1*L1)")
+    add("--teacher", type=weights_file, default="", metavar="FILE",
+        help="distillation: learn from the SR images of this network too, any that --pre_train or the package spandrel reads; they are made once, self-ensembled, and kept beside the training set's decoded copies (default: none)")
+    add("--distill", type=number(least=0), default=1, metavar="W",
+        help="weight of the L1 distance to the --teacher's SR (default 1)")
     add("--vgg_weights", default="", metavar="FILE",
         help="VGG19's weights as torchvision publishes them, for VGG22 and VGG54 (default: downloaded once)")
     add("--skip_threshold", type=number(above=0), default=1e8, metavar="F",
@@ -532,6 +536,11 @@ def _check_values(options: Options) -> None:
         )
     if names & set(ADVERSARIAL) and options.patch_size < 32 and not options.test_only:
         raise OptionError(f"--patch_size {options.patch_size}: a discriminator needs patches of 32 pixels at least")
+    if options.teacher and options.degradation != "bicubic" and not options.test_only:
+        raise OptionError(
+            f"--teacher with --degradation {options.degradation}: its SR images are made once, of LR images that are "
+            "there: drop one of them"
+        )
     if options.compile and options.n_GPUs > 1 and not options.test_only:
         # DataParallel's copies of a compiled network would take the modules out of the network itself.
         raise OptionError(
@@ -586,6 +595,8 @@ def _check_requests(options: Options) -> None:
         )
     if options.resume and not options.load:
         raise OptionError(f"--resume {options.resume} goes back in a run: name the run with --load")
+    if "distill" in options.given and not (options.teacher or options.load or options.auto_resume):
+        raise OptionError(f"--distill {options.distill:g} is the weight of a teacher: give its --teacher FILE")
     if options.chop and options.tile:
         raise OptionError(f"--chop and --tile {options.tile} are two ways to cut an image: give one of them")
     if not set(options.perceptual) <= set(LEARNED):

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data.parallel import usable_cores
-from data.patches import TrainSet
+from data.patches import Batch, TrainSet
 from model.compat import end_workers
 from runtime.errors import UserError
 
@@ -26,11 +26,10 @@ def train_batches(
     first: int = 0,
     part: tuple[int, int] = (0, 1),
     pin_memory: bool = False,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
+) -> Iterator[Batch]:
     """Batches number `first`, `first` + 1, … without end.
 
-    A batch is (lr, hr, names): uint8 (N, C, p/scale, p/scale) and (N, C, p, p), and the names of the images. Batch b
-    holds the samples from b * batch_size on. Closing the iterator ends the worker processes.
+    Batch b holds the samples from b * batch_size on. Closing the iterator ends the worker processes.
 
     Args:
         n_threads: worker processes, at most one a core; 0 loads in this process.
@@ -63,7 +62,7 @@ def train_batches(
                     log.info("/dev/shm has no room for batches: they come through pipes, which is slower (--shm-size)")
                     through_pipes = True
                 block = torch.from_numpy(block)
-            yield *train_set.unpack(block), names
+            yield train_set.unpack(block, names)
     finally:
         end_workers(batches)
 

@@ -22,13 +22,18 @@ from runtime.files import atomic_path
 log = logging.getLogger("krgn")
 
 
-def cache_path(root: Path, image: Path) -> Path:
-    """Where the decoded copy of an image of the set at `root` lies: root/bin/<path below root>.npy."""
-    return root / "bin" / image.relative_to(root).with_name(image.name + ".npy")
+def cache_path(root: Path, image: Path, kind: str = "") -> Path:
+    """Where the decoded copy of an image of the set at `root` lies: root/bin/<path below root>.npy.
+
+    Args:
+        kind: a folder below bin/, for what is made from the image instead of a copy of it.
+    """
+    return root / "bin" / kind / image.relative_to(root).with_name(image.name + ".npy")
 
 
-def is_fresh(cache: Path, image: Path) -> bool:
-    """Whether the decoded copy exists, is complete, and has the image's size and the time that `convert` gave it.
+def is_fresh(cache: Path, image: Path, scale: int = 1) -> bool:
+    """Whether the decoded copy exists, is complete, and has the image's size, times `scale`, and the time that `write`
+    gave it.
 
     A copy that is newer is outdated too: the image may have been replaced by an older one, from an archive.
     """
@@ -37,7 +42,8 @@ def is_fresh(cache: Path, image: Path) -> bool:
         time_ns = image.stat().st_mtime_ns
         if cache.stat().st_mtime_ns not in (time_ns, time_ns // 10**3 * 10**3, time_ns // 10**9 * 10**9):
             return False
-        return open_cached(cache).shape[:2] == read_size(image)
+        size = read_size(image)
+        return open_cached(cache).shape[:2] == (scale * size.height, scale * size.width)
     except (FileNotFoundError, NotADirectoryError, UserError):
         return False
 
@@ -50,7 +56,15 @@ def convert(image: Path, cache: Path) -> None:
         OSError: if the copy cannot be written.
     """
     time_ns = image.stat().st_mtime_ns  # before the pixels are read: a change in between makes the copy outdated
-    pixels = read_image(image)
+    write(cache, read_image(image), time_ns)
+
+
+def write(cache: Path, pixels: np.ndarray, time_ns: int) -> None:
+    """Writes uint8 (H, W, C) as a decoded copy, with the time of modification of the image that it belongs to.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     with atomic_path(cache) as temporary:
         with open(temporary, "wb") as file:
             np.save(file, pixels, allow_pickle=False)

@@ -7,13 +7,15 @@ A batch is cut in one call, out of decoded copies that stay mapped, into one blo
 each is copied once, flipped and rotated on the way, and a worker process sends one message a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from data.cache import cache_path, open_cached
 from data.color import to_tensor
 from data.degradation import BICUBIC, Degradation
 from data.pairs import ImageSet
@@ -24,18 +26,37 @@ from runtime.errors import UserError
 MAPS = 4096
 
 
+class Batch(NamedTuple):
+    """Training patches.
+
+    Args:
+        lr, hr: uint8 (N, n_colors, p/scale, p/scale) and (N, n_colors, p, p).
+        names: of their images.
+        taught: the teacher's SR patches, as `hr`; None without a teacher.
+    """
+
+    lr: torch.Tensor
+    hr: torch.Tensor
+    names: list[str]
+    taught: torch.Tensor | None = None
+
+
 class TrainSet(Dataset):
     """Aligned random patches. Sample number k (any k >= 0) is a pure function of k and the seed.
 
     An item is (lr, hr, name): uint8 tensors (n_colors, p/scale, p/scale) and (n_colors, p, p) for HR patches of side
-    p = `patch_size`, and the image's name. Each pass of k over the number of images takes every image once, in an
-    order of its own. Loaders take whole batches (`__getitems__`, `unpack`).
+    p = `patch_size`, and the image's name; with a teacher its patch comes last. Each pass of k over the number of
+    images takes every image once, in an order of its own. Loaders take whole batches (`__getitems__`, `unpack`).
 
     Args:
         augment: whether patches are flipped and rotated, to one of eight views.
         weights: one positive number for each set, its share of the samples; a sample's set is drawn by these, and its
             image from that set. None: every image counts the same.
         degradation: how LR patches are made from HR; by default they are cut out of the set's LR images.
+
+    Attributes:
+        teacher: the folder below bin/ with a teacher's SR images (`train.teacher`), of which patches are cut too; empty
+            without a teacher.
 
     Raises:
         UserError: if an image is smaller than a patch.
@@ -59,6 +80,7 @@ class TrainSet(Dataset):
         self.images = [(pair, image_set) for image_set in sets for pair in image_set.pairs]
         self.scale, self.patch_size, self.n_colors = scale, patch_size, n_colors
         self.augment, self.seed, self.degradation = augment, seed, degradation
+        self.teacher = ""
         self._maps: dict[Path, np.ndarray] = {}
         for pair, _ in self.images:
             if min(pair.size) // scale * scale < patch_size:
@@ -70,10 +92,9 @@ class TrainSet(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        block, names = self.__getitems__([k])
-        lr, hr = self.unpack(block)
-        return lr[0], hr[0], names[0]
+    def __getitem__(self, k: int) -> tuple:
+        batch = self.unpack(*self.__getitems__([k]))
+        return tuple(part[0] for part in batch if part is not None)
 
     def __getitems__(self, numbers: Sequence[int]) -> tuple[torch.Tensor | np.ndarray, list[str]]:
         """The samples of these numbers as one block of bytes, for `unpack`, and the names of their images.
@@ -86,22 +107,29 @@ class TrainSet(Dataset):
                 block.share_memory_()  # written where the other process reads it
             except RuntimeError:  # a container's small /dev/shm is full
                 shared = False
-        lr, hr = (part.numpy() for part in self.unpack(block))
-        names = [self._cut(k, lr[position], hr[position]) for position, k in enumerate(numbers)]
+        parts = [part.numpy() for part in self._parts(block)]
+        names = [self._cut(k, [part[position] for part in parts]) for position, k in enumerate(numbers)]
         return (block if shared else block.numpy()), names  # an array goes through the pipe itself
 
-    def unpack(self, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The LR and HR patches of a batch, (N, n_colors, p/scale, p/scale) and (N, n_colors, p, p), as views of it."""
-        side = self.patch_size // self.scale
-        count = block.numel() // self._sample_bytes()
-        lr, hr = block.split([count * self.n_colors * side**2, count * self.n_colors * self.patch_size**2])
-        return lr.view(count, -1, side, side), hr.view(count, -1, self.patch_size, self.patch_size)
+    def unpack(self, block: torch.Tensor, names: list[str]) -> Batch:
+        """The patches of a block of `__getitems__`, as views of it."""
+        lr, hr, *taught = self._parts(block)
+        return Batch(lr, hr, names, *taught)
+
+    def _parts(self, block: torch.Tensor) -> list[torch.Tensor]:
+        count, sides = block.numel() // self._sample_bytes(), self._sides()
+        parts = block.split([count * self.n_colors * side**2 for side in sides])
+        return [part.view(count, -1, side, side) for part, side in zip(parts, sides, strict=True)]
+
+    def _sides(self) -> list[int]:
+        """Of the patches of LR, HR and, where there is one, the teacher."""
+        return [self.patch_size // self.scale, self.patch_size, *[self.patch_size] * bool(self.teacher)]
 
     def _sample_bytes(self) -> int:
-        return self.n_colors * ((self.patch_size // self.scale) ** 2 + self.patch_size**2)
+        return self.n_colors * sum(side**2 for side in self._sides())
 
-    def _cut(self, k: int, lr_patch: np.ndarray, hr_patch: np.ndarray) -> str:
-        """Writes sample number k into two arrays (n_colors, side, side); returns the name of its image."""
+    def _cut(self, k: int, targets: list[np.ndarray]) -> str:
+        """Writes sample number k into arrays (n_colors, side, side) of `_sides`; returns the name of its image."""
         rng = np.random.default_rng((self.seed, 1, k))
         if self.shares is None:
             # A fresh permutation for each pass costs microseconds even for 100,000 images spread over their samples.
@@ -119,8 +147,10 @@ class TrainSet(Dataset):
 
         box = slice(top, top + side), slice(left, left + side)
         hr_box = tuple(slice(self.scale * part.start, self.scale * part.stop) for part in box)
-        degraded = self.degradation.window(lr, hr, box, self.scale, rng)
-        for patch, target in ((degraded, lr_patch), (hr[hr_box], hr_patch)):
+        patches = [self.degradation.window(lr, hr, box, self.scale, rng), hr[hr_box]]
+        if self.teacher:
+            patches.append(self._mapped(cache_path(image_set.cache_root, pair.lr, self.teacher), open_cached)[hr_box])
+        for patch, target in zip(patches, targets, strict=True):
             _copy(_turned(np.ascontiguousarray(patch), turns, mirrored), target)
         return pair.name
 
@@ -128,10 +158,13 @@ class TrainSet(Dataset):
         """The pixels of an image. The latest MAPS maps are kept; decoded images are not, they would fill the memory."""
         if image_set.cache_root is None:
             return image_set.open(path)
+        return self._mapped(path, image_set.open)
+
+    def _mapped(self, path: Path, open_map: Callable[[Path], np.ndarray]) -> np.ndarray:
         if path not in self._maps:
             if len(self._maps) >= MAPS:
                 del self._maps[next(iter(self._maps))]
-            self._maps[path] = image_set.open(path)
+            self._maps[path] = open_map(path)
         return self._maps[path]
 
     def __getstate__(self) -> dict:

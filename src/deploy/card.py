@@ -26,7 +26,7 @@ LICENCE = "mit"  # as model hubs write it
 RECIPE = (
     "data_train", "data_range", "degradation", "pre_train", "kernels", "basis", "patch_size", "batch_size",
     "test_every", "epochs", "loss", "optimizer", "betas", "weight_decay", "lr", "schedule", "decay", "gamma", "warmup",
-    "ema", "gclip", "precision", "seed",
+    "ema", "teacher", "distill", "gclip", "precision", "seed",
 )  # fmt: skip
 _PAPERS = {
     "KRGN": "Towards lightweight image super-resolution via re-parameterized kernel recalibration",
@@ -125,12 +125,13 @@ def _options(path: Path) -> dict[str, str]:
 
 def _recipe(folder: Path) -> dict[str, str]:
     options = _options(folder / "config.txt")
-    return {flag: _shown(flag, options[flag]) for flag in RECIPE if options.get(flag)}
+    without = {"distill"} if not options.get("teacher") else set()
+    return {flag: _shown(flag, options[flag]) for flag in RECIPE if options.get(flag) and flag not in without}
 
 
 def _shown(flag: str, text: str) -> str:
     """A value of config.txt as its flag takes it; of paths the last parts, which say nothing of a machine."""
-    if flag == "pre_train":
+    if flag in ("pre_train", "teacher"):
         path = Path(text)
         return path.parts[-3] if path.parent.name == "model" and len(path.parts) > 2 else path.name
     try:

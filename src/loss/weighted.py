@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.functional import l1_loss
 
 from loss.adversarial import Adversarial
 from loss.names import ADVERSARIAL, PERCEPTUAL
@@ -43,6 +44,7 @@ class Loss(nn.Module):
         rgb_range: the images' value range, for the terms that depend on it.
         n_colors, patch_size: of the HR patches, for a discriminator.
         load_vgg19: called for VGG19's state dict if a perceptual term needs it.
+        distill: the weight of a last term "teacher", the L1 distance to a teacher's SR; None without a teacher.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Loss(nn.Module):
         n_colors: int = 3,
         patch_size: int = 192,
         load_vgg19: Callable[[], dict[str, torch.Tensor]] | None = None,
+        distill: float | None = None,
     ):
         super().__init__()
 
@@ -66,12 +69,21 @@ class Loss(nn.Module):
         self.weights = [weight for weight, _ in terms]
         self.names = [name for _, name in terms]
         self.functions = nn.ModuleList(make(name) for name in self.names)
+        self.distill = distill
+        if distill is not None:
+            self.names.append("teacher")
 
     @property
     def adversary(self) -> Adversarial | None:
         """The adversarial term, whose discriminator is trained too, if there is one."""
         return next((function for function in self.functions if isinstance(function, Adversarial)), None)
 
-    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) each, in 0..rgb_range -> the weighted terms, (number of terms,); their sum is the loss."""
-        return torch.stack([weight * term(sr, hr) for weight, term in zip(self.weights, self.functions, strict=True)])
+    def forward(self, sr: torch.Tensor, hr: torch.Tensor, taught: torch.Tensor | None = None) -> torch.Tensor:
+        """SR, HR and, with a teacher, its SR, (N, C, H, W) each, in 0..rgb_range -> the weighted terms, as `names`.
+
+        Their sum is the loss.
+        """
+        terms = [weight * term(sr, hr) for weight, term in zip(self.weights, self.functions, strict=True)]
+        if self.distill is not None:
+            terms.append(self.distill * l1_loss(sr, taught))
+        return torch.stack(terms)

@@ -130,6 +130,7 @@ def build_step(args, network: nn.Module, device: torch.device) -> TrainStep:
         n_colors=args.n_colors,
         patch_size=args.patch_size,
         load_vgg19=lambda: load_vgg19(args.vgg_weights, load_tensors),
+        distill=args.distill if args.teacher else None,
     ).to(device)
     config = OptimizerConfig(args.optimizer, args.lr, args.weight_decay, args.momentum, tuple(args.betas), args.epsilon)
     critic_optimizer = None

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_value_, get_total_norm
 from torch.optim import Optimizer
 
+from data.patches import Batch
 from loss.weighted import Loss
 from model.precision import to_network
 from runtime import distributed
@@ -30,7 +31,7 @@ class StepResult(NamedTuple):
 
 
 class TrainStep:
-    """The parts of a step, and the step itself: `step(lr, hr, loss_limit=...)`.
+    """The parts of a step, and the step itself: `step(batch, loss_limit=...)`.
 
     Args:
         network: the network that is trained and saved, in training form.
@@ -72,25 +73,25 @@ class TrainStep:
         """The network that is validated and released: the averaged one, if there is one."""
         return self.network if self.average is None else self.average.network
 
-    def __call__(self, lr: torch.Tensor, hr: torch.Tensor, *, loss_limit: float) -> StepResult:
-        """One step on a batch, uint8 (N, C, p/scale, p/scale) and (N, C, p, p), whose loss is to be below the limit."""
-        lr, hr = (to_network(images, self.device, self.rgb_range) for images in (lr, hr))
+    def __call__(self, batch: Batch, *, loss_limit: float) -> StepResult:
+        """One step on a batch, whose loss is to be below the limit."""
+        uint8 = batch.lr, batch.hr, *([] if batch.taught is None else [batch.taught])
+        lr, *targets = (to_network(images, self.device, self.rgb_range) for images in uint8)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(self.n_losses, dtype=torch.float64, device=self.device)
         n_parts = min(self.n_parts, len(lr))
-        for number, (lr_part, hr_part) in enumerate(
-            zip(lr.tensor_split(n_parts), hr.tensor_split(n_parts), strict=True)
-        ):
+        parts = zip(*(images.tensor_split(n_parts) for images in (lr, *targets)), strict=True)
+        for number, (lr_part, *target_parts) in enumerate(parts):
             # A loss is a mean over its part: weighted by the part's share, gradients add up to the batch's.
             share = len(lr_part) / len(lr)
             with self._gradients_exchanged(number == n_parts - 1):
                 sr = self.parallel(lr_part)
-                terms = self.loss(sr.float(), hr_part) * share
+                terms = self.loss(sr.float(), *target_parts) * share
                 self.scaler.scale(terms.sum()).backward()
             losses[: self.n_terms] += terms.detach()
             if self.adversary:  # its discriminator learns from the same images, in single precision
-                critic = self.adversary.critic_loss(sr.float(), hr_part) * share
+                critic = self.adversary.critic_loss(sr.float(), target_parts[0]) * share
                 critic.backward()
                 losses[-1] += critic.detach()
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-import torch
 from tqdm import tqdm
 
+from data.patches import Batch
 from data.testset import TestSet
 from evaluation.metrics import Scores
 from model.checkpoint import pack
@@ -33,7 +33,7 @@ from train.trackers import Tracker
 
 log = logging.getLogger("krgn")
 
-Batches = Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]
+Batches = Iterator[Batch]
 
 
 @dataclass(frozen=True)
@@ -137,17 +137,17 @@ class Trainer:
         with held(), bar:
             while progress.batch < total:
                 asked = time.perf_counter()
-                lr, hr, names = next(batches)
+                batch = next(batches)
                 waited += time.perf_counter() - asked
                 # Before the step: where a lost process ends either of them, the weights have not moved.
                 requests = self.requests.exchange()
                 self.in_step = True
-                result = self.step(lr, hr, loss_limit=self.monitor.loss_limit)
+                result = self.step(batch, loss_limit=self.monitor.loss_limit)
                 self.in_step = False
                 progress.batch += 1
                 for scheduler in self.schedulers:
                     scheduler.step()
-                self.in_flight.append(StepStats(progress.batch, names, result, requests))
+                self.in_flight.append(StepStats(progress.batch, batch.names, result, requests))
                 save = self._book(0 if progress.batch == total else self.ahead)
                 progress.seconds += time.perf_counter() - asked
                 if save:

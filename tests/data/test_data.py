@@ -306,7 +306,7 @@ def test_the_same_batches_for_any_number_of_workers(small_set):
 
     expected = first_batches(0)
     for got in (first_batches(1), first_batches(2), first_batches(0, 0, 2) + first_batches(2, 2, 3)):
-        for (lr_a, hr_a, names_a), (lr_b, hr_b, names_b) in zip(expected, got, strict=True):
+        for (lr_a, hr_a, names_a, _), (lr_b, hr_b, names_b, _) in zip(expected, got, strict=True):
             assert torch.equal(lr_a, lr_b)
             assert torch.equal(hr_a, hr_b)
             assert list(names_a) == list(names_b)
@@ -332,12 +332,12 @@ def test_a_batch_is_one_block_that_crosses_to_the_parent_once(small_set):
     samples = train_set(small_set)
     block, names = samples.__getitems__(range(5, 8))
     assert (block.dtype, block.dim()) == (torch.uint8, 1)
-    for position, (lr, hr) in enumerate(zip(*samples.unpack(block), strict=True)):
+    for position, (lr, hr) in enumerate(zip(*samples.unpack(block, names)[:2], strict=True)):
         assert torch.equal(lr, samples[5 + position][0])
         assert torch.equal(hr, samples[5 + position][1])
         assert names[position] == samples[5 + position][2]
     batches = train_batches(samples, batch_size=3, n_threads=1)
-    lr, hr, _ = next(batches)
+    lr, hr, *_ = next(batches)
     batches.close()
     assert lr.untyped_storage().data_ptr() == hr.untyped_storage().data_ptr()
 
