@@ -148,11 +148,11 @@ def one_step(small_set: Path, monkeypatch, loss) -> tuple:
     seen = []
     original = TrainStep.__call__
 
-    def step(self, lr, hr, **limits):
+    def step(self, batch, **limits):
         before = {name: t.clone() for name, t in self.network.state_dict().items()}
         if len(seen) == 1:
             monkeypatch.setattr(Loss, "forward", loss)
-        result = original(self, lr, hr, **limits)
+        result = original(self, batch, **limits)
         monkeypatch.setattr(Loss, "forward", forward)
         seen.append((result.good.item(), before, {name: t.clone() for name, t in self.network.state_dict().items()}))
         return result
