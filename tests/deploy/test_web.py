@@ -218,6 +218,26 @@ def test_without_network_and_cache_one_line_says_what_to_do(registry, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("registry")
+def test_a_download_that_ends_early_is_one_line(monkeypatch):
+    class Short(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"half")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Short) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(npm, "REGISTRY", f"http://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(UserError, match=r"cannot be downloaded \(IncompleteRead\(4 bytes read"):
+            npm.package_files(npm.Package("thing", "1.2.3", "sha512-x"), ())
+        server.shutdown()
+
+
 @pytest.mark.skipif(not shutil.which("bash"), reason="npm's place is taken by a script")
 def test_npm_fetches_where_it_is_installed(registry, monkeypatch, tmp_path):
     package, archive, asked = registry
