@@ -9,6 +9,8 @@ import io
 import json
 import re
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import tarfile
@@ -571,6 +573,21 @@ def test_the_server_refuses_what_is_no_port(site, port):
     run = subprocess.run([sys.executable, site / "serve.py", *port.split()], capture_output=True, text=True)
     assert run.returncode == 1
     assert run.stderr == "usage: python serve.py [PORT], a number below 65536\n"
+
+
+def test_the_server_says_nothing_of_a_page_that_is_closed_while_it_is_loaded(site):
+    server = subprocess.Popen(
+        [sys.executable, site / "serve.py", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    port = int(server.stdout.readline().split()[0].rstrip("/").rsplit(":", 1)[1])
+    for _ in range(2):  # the second is answered, so the first has been taken
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /ort-wasm-simd-threaded.wasm HTTP/1.0\r\n\r\n")
+            assert client.recv(15) == b"HTTP/1.0 200 OK"
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets at once
+    time.sleep(0.3)
+    server.terminate()
+    assert server.communicate(timeout=10)[1] == ""
 
 
 def test_the_server_names_a_port_that_is_taken(site, served):
