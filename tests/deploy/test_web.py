@@ -423,6 +423,34 @@ def test_alpha_is_enlarged(page, tmp_path, photo):
     assert np.abs(np.asarray(image)[:, :, 3] - expected).max() <= 1
 
 
+def test_what_is_transparent_does_not_darken_edges(page, site, tmp_path):
+    pixels = np.full((30, 40, 4), 250, np.uint8)
+    pixels[:, :, 3] = 0
+    pixels[8:20, 5:25, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "logo.png")
+    give(page, tmp_path / "logo.png")
+    image = np.asarray(computed(page)).astype(int)
+    seen = image[:, :, 3] > 127  # a canvas rounds the colours of what is fainter
+    assert seen.sum() > 2000
+    expected = by_torch(site, pixels[:, :, :3])
+    assert np.abs(image[:, :, :3] - expected)[seen].max() <= 2
+
+
+def test_bicubic_does_not_show_through_the_result(page, tmp_path):
+    Image.new("RGBA", (40, 30), (200, 40, 40, 128)).save(tmp_path / "pale.png")
+    give(page, tmp_path / "pale.png")
+    computed(page)
+    page.run("document.getElementById('slider').value = 25; document.getElementById('slider').oninput()")
+    cuts = [
+        [float(edge) for edge in re.findall(r"[\d.]+", page.run(f"document.getElementById('{name}').style.clipPath"))]
+        for name in ("bicubic", "network")
+    ]
+    (_, right, _, _), (_, _, _, left) = ((cut * 4)[:4] if len(cut) == 1 else cut for cut in cuts)
+    width = page.run("document.getElementById('pictures').getBoundingClientRect().width")
+    assert left == pytest.approx(width / 4, abs=0.1)
+    assert left + right == pytest.approx(width, abs=0.1)
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 no picture", b"words"])
 def test_a_broken_file_gets_a_message_and_the_next_one_works(page, tmp_path, photograph, content):
     (tmp_path / "broken.jpg").write_bytes(content)

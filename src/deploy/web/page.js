@@ -246,11 +246,12 @@ function layOut() {
   divide();
 }
 
-// Cuts the result off left of the divider, which keeps its place while the pictures scroll.
+// Cuts the pictures off at the divider, which keeps its place while they scroll. Bicubic must not show through the result.
 function divide() {
   const scroller = $("scroller").getBoundingClientRect(), box = $("pictures").getBoundingClientRect();
   const from = Math.max(scroller.left, box.left), to = Math.min(scroller.right, box.right);
   const x = from + ((to - from) * $("slider").value) / 100;
+  $("bicubic").style.clipPath = `inset(0 ${box.right - x}px 0 0)`;
   $("network").style.clipPath = `inset(0 0 0 ${x - box.left}px)`;
   $("divider").style.left = `${x - scroller.left}px`;
 }
