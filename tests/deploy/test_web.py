@@ -451,6 +451,20 @@ def test_bicubic_does_not_show_through_the_result(page, tmp_path):
     assert left + right == pytest.approx(width, abs=0.1)
 
 
+@pytest.mark.parametrize("shape", [(200, 4), (4, 300)])
+def test_the_names_fit_beside_each_other_on_narrow_pictures(page, tmp_path, shape):
+    Image.fromarray(np.zeros((*shape, 3), np.uint8)).save(tmp_path / "strip.png")
+    give(page, tmp_path / "strip.png")
+    computed(page)
+    left, right, stage = (
+        page.run(f"document.querySelector({selector!r}).getBoundingClientRect().toJSON()")
+        for selector in (".name.left", ".name.right", "#stage")
+    )
+    assert stage["left"] <= left["left"] < left["right"] <= right["left"] < right["right"] <= stage["right"]
+    assert all(stage["top"] <= name["top"] < name["bottom"] <= stage["bottom"] for name in (left, right))
+    assert left["height"] < 30  # one line
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 no picture", b"words"])
 def test_a_broken_file_gets_a_message_and_the_next_one_works(page, tmp_path, photograph, content):
     (tmp_path / "broken.jpg").write_bytes(content)

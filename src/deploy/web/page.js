@@ -14,6 +14,7 @@ const PHONE = matchMedia("(pointer: coarse)").matches; // its browser gives a pa
 const WHOLE = (PHONE ? 192 : 320) ** 2; // LR pixels that are computed whole without being asked; KRGN takes 9 kB for each
 const TILES = PHONE ? [128, 64] : [256, 128]; // LR pixels: the sides of larger pictures' tiles, and where memory is used up
 const MIDDLE = 256; // LR pixels: the side of "its middle"
+const NARROWEST = 256; // CSS pixels: room for the names of both pictures
 
 let picture = null; // {name, pixels, width, height} that is computed or shown
 let bitmap = null; // the picture that was too large, for "Use its middle"
@@ -240,7 +241,8 @@ function layOut() {
   $("stage").classList.toggle("actual", actual);
   const room = $("result").clientWidth;
   const shown = actual ? width / devicePixelRatio : Math.min(room, (0.8 * innerHeight * width) / height);
-  for (const part of ["stage", "slider"]) $(part).style.width = `${Math.min(shown, room)}px`;
+  const stage = Math.min(Math.max(shown, NARROWEST), room); // a narrow picture stands in its middle
+  for (const part of ["stage", "slider"]) $(part).style.width = `${stage}px`;
   $("pictures").style.width = `${shown}px`;
   $("pictures").style.height = `${(shown * height) / width}px`;
   divide();
