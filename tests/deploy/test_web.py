@@ -465,6 +465,52 @@ def test_the_names_fit_beside_each_other_on_narrow_pictures(page, tmp_path, shap
     assert left["height"] < 30  # one line
 
 
+def test_an_older_result_does_not_come_while_a_new_picture_is_read(page, photograph, tmp_path, photo):
+    Image.fromarray(photo[:20, :30]).save(tmp_path / "second.png")
+    page.run(
+        """void (() => {
+            const decode = createImageBitmap;
+            window.createImageBitmap = async (file, options) => {
+                if (file.name === "second.png") await new Promise((done) => { window.decodeSecond = done; });
+                return decode(file, options);
+            };
+        })()"""
+    )
+    give(page, photograph[0])
+    page.wait("/^Computing/.test(document.getElementById('status').textContent)")
+    give(page, tmp_path / "second.png")
+    page.wait("window.decodeSecond !== undefined")
+    assert text(page, "status") == "Reading second.png …"
+    time.sleep(1.5)  # the first would be ready
+    assert page.run("document.getElementById('result').hidden")
+    page.run("decodeSecond()")
+    image = computed(page)
+    assert (image.name, image.size) == ("second_x3.png", (90, 60))
+
+
+def test_a_picture_may_come_before_the_browser_has_said_whether_it_has_webgpu(chromium, served, photograph):
+    gpu = "{requestAdapter: () => new Promise(done => { window.say = done; })}"
+    late = f"Object.defineProperty(navigator, 'gpu', {{value: {gpu}}})"
+    script = chromium.call("Page.addScriptToEvaluateOnNewDocument", source=late)["identifier"]
+    try:
+        chromium.open(served)
+        chromium.wait("window.say !== undefined")
+        give(chromium, photograph[0])
+        chromium.run("new Promise(done => setTimeout(done, 300)).then(() => say(null))")
+        assert computed(chromium).size == (192, 144)
+    finally:
+        chromium.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
+
+
+def test_a_broken_file_leaves_the_result_before_it(page, tmp_path, photograph):
+    give(page, photograph[0])
+    computed(page)
+    (tmp_path / "notes.txt").write_text("words")
+    give(page, tmp_path / "notes.txt")
+    assert problem(page).startswith("notes.txt cannot be read")
+    assert re.match("64 . 48 to 192 . 144 pixels", text(page, "status"))
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 no picture", b"words"])
 def test_a_broken_file_gets_a_message_and_the_next_one_works(page, tmp_path, photograph, content):
     (tmp_path / "broken.jpg").write_bytes(content)
@@ -480,9 +526,12 @@ def test_of_a_picture_that_is_too_large_the_middle_is_offered(page, site, tmp_pa
     Image.fromarray(pixels).save(tmp_path / "large.png")
     give(page, tmp_path / "large.png")
     assert re.search("has 3000 . 4000 pixels, and 9000 . 12000 after enlarging", problem(page))
+    assert "of at most 7.1 megapixels." in text(page, "hint")
     page.run("document.getElementById('middle').click()")
     expected = by_torch(site, np.ascontiguousarray(photo[20:276, 40:296]))
-    assert np.abs(np.asarray(computed(page).convert("RGB")) - expected).max() <= 1
+    image = computed(page)
+    assert image.name == "large_middle_x3.png"
+    assert np.abs(np.asarray(image.convert("RGB")) - expected).max() <= 1
 
 
 def test_cancel(page, photograph, tmp_path, photo):
