@@ -5,6 +5,7 @@ Only a package whose SHA-512 is the one written here is used, wherever it comes 
 
 import base64
 import hashlib
+import http.client
 import io
 import logging
 import os
@@ -75,8 +76,9 @@ def _archive(package: Package) -> bytes:
     log.info("downloading %s %s from npm, once; it is kept in %s", package.name, package.version, path.parent)
     try:
         content = _packed_by_npm(package) if shutil.which("npm") else _downloaded(package)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [type(error).__name__]
+    except (OSError, ValueError, subprocess.SubprocessError, http.client.HTTPException) as error:
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
+        reason = (said or str(error)).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"--formats web: {package.archive} is not in {path.parent} and cannot be downloaded ({reason[0][:200]}): "
             f"connect to the network, or put the file there from where `npm pack {package.name}@{package.version}` runs"

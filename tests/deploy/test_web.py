@@ -9,6 +9,8 @@ import io
 import json
 import re
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import tarfile
@@ -218,6 +220,26 @@ def test_without_network_and_cache_one_line_says_what_to_do(registry, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("registry")
+def test_a_download_that_ends_early_is_one_line(monkeypatch):
+    class Short(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"half")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Short) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(npm, "REGISTRY", f"http://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(UserError, match=r"cannot be downloaded \(IncompleteRead\(4 bytes read"):
+            npm.package_files(npm.Package("thing", "1.2.3", "sha512-x"), ())
+        server.shutdown()
+
+
 @pytest.mark.skipif(not shutil.which("bash"), reason="npm's place is taken by a script")
 def test_npm_fetches_where_it_is_installed(registry, monkeypatch, tmp_path):
     package, archive, asked = registry
@@ -401,6 +423,94 @@ def test_alpha_is_enlarged(page, tmp_path, photo):
     assert np.abs(np.asarray(image)[:, :, 3] - expected).max() <= 1
 
 
+def test_what_is_transparent_does_not_darken_edges(page, site, tmp_path):
+    pixels = np.full((30, 40, 4), 250, np.uint8)
+    pixels[:, :, 3] = 0
+    pixels[8:20, 5:25, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "logo.png")
+    give(page, tmp_path / "logo.png")
+    image = np.asarray(computed(page)).astype(int)
+    seen = image[:, :, 3] > 127  # a canvas rounds the colours of what is fainter
+    assert seen.sum() > 2000
+    expected = by_torch(site, pixels[:, :, :3])
+    assert np.abs(image[:, :, :3] - expected)[seen].max() <= 2
+
+
+def test_bicubic_does_not_show_through_the_result(page, tmp_path):
+    Image.new("RGBA", (40, 30), (200, 40, 40, 128)).save(tmp_path / "pale.png")
+    give(page, tmp_path / "pale.png")
+    computed(page)
+    page.run("document.getElementById('slider').value = 25; document.getElementById('slider').oninput()")
+    cuts = [
+        [float(edge) for edge in re.findall(r"[\d.]+", page.run(f"document.getElementById('{name}').style.clipPath"))]
+        for name in ("bicubic", "network")
+    ]
+    (_, right, _, _), (_, _, _, left) = ((cut * 4)[:4] if len(cut) == 1 else cut for cut in cuts)
+    width = page.run("document.getElementById('pictures').getBoundingClientRect().width")
+    assert left == pytest.approx(width / 4, abs=0.1)
+    assert left + right == pytest.approx(width, abs=0.1)
+
+
+@pytest.mark.parametrize("shape", [(200, 4), (4, 300)])
+def test_the_names_fit_beside_each_other_on_narrow_pictures(page, tmp_path, shape):
+    Image.fromarray(np.zeros((*shape, 3), np.uint8)).save(tmp_path / "strip.png")
+    give(page, tmp_path / "strip.png")
+    computed(page)
+    left, right, stage = (
+        page.run(f"document.querySelector({selector!r}).getBoundingClientRect().toJSON()")
+        for selector in (".name.left", ".name.right", "#stage")
+    )
+    assert stage["left"] <= left["left"] < left["right"] <= right["left"] < right["right"] <= stage["right"]
+    assert all(stage["top"] <= name["top"] < name["bottom"] <= stage["bottom"] for name in (left, right))
+    assert left["height"] < 30  # one line
+
+
+def test_an_older_result_does_not_come_while_a_new_picture_is_read(page, photograph, tmp_path, photo):
+    Image.fromarray(photo[:20, :30]).save(tmp_path / "second.png")
+    page.run(
+        """void (() => {
+            const decode = createImageBitmap;
+            window.createImageBitmap = async (file, options) => {
+                if (file.name === "second.png") await new Promise((done) => { window.decodeSecond = done; });
+                return decode(file, options);
+            };
+        })()"""
+    )
+    give(page, photograph[0])
+    page.wait("/^Computing/.test(document.getElementById('status').textContent)")
+    give(page, tmp_path / "second.png")
+    page.wait("window.decodeSecond !== undefined")
+    assert text(page, "status") == "Reading second.png …"
+    time.sleep(1.5)  # the first would be ready
+    assert page.run("document.getElementById('result').hidden")
+    page.run("decodeSecond()")
+    image = computed(page)
+    assert (image.name, image.size) == ("second_x3.png", (90, 60))
+
+
+def test_a_picture_may_come_before_the_browser_has_said_whether_it_has_webgpu(chromium, served, photograph):
+    gpu = "{requestAdapter: () => new Promise(done => { window.say = done; })}"
+    late = f"Object.defineProperty(navigator, 'gpu', {{value: {gpu}}})"
+    script = chromium.call("Page.addScriptToEvaluateOnNewDocument", source=late)["identifier"]
+    try:
+        chromium.open(served)
+        chromium.wait("window.say !== undefined")
+        give(chromium, photograph[0])
+        chromium.run("new Promise(done => setTimeout(done, 300)).then(() => say(null))")
+        assert computed(chromium).size == (192, 144)
+    finally:
+        chromium.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
+
+
+def test_a_broken_file_leaves_the_result_before_it(page, tmp_path, photograph):
+    give(page, photograph[0])
+    computed(page)
+    (tmp_path / "notes.txt").write_text("words")
+    give(page, tmp_path / "notes.txt")
+    assert problem(page).startswith("notes.txt cannot be read")
+    assert re.match("64 . 48 to 192 . 144 pixels", text(page, "status"))
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 no picture", b"words"])
 def test_a_broken_file_gets_a_message_and_the_next_one_works(page, tmp_path, photograph, content):
     (tmp_path / "broken.jpg").write_bytes(content)
@@ -416,9 +526,12 @@ def test_of_a_picture_that_is_too_large_the_middle_is_offered(page, site, tmp_pa
     Image.fromarray(pixels).save(tmp_path / "large.png")
     give(page, tmp_path / "large.png")
     assert re.search("has 3000 . 4000 pixels, and 9000 . 12000 after enlarging", problem(page))
+    assert "of at most 7.1 megapixels." in text(page, "hint")
     page.run("document.getElementById('middle').click()")
     expected = by_torch(site, np.ascontiguousarray(photo[20:276, 40:296]))
-    assert np.abs(np.asarray(computed(page).convert("RGB")) - expected).max() <= 1
+    image = computed(page)
+    assert image.name == "large_middle_x3.png"
+    assert np.abs(np.asarray(image.convert("RGB")) - expected).max() <= 1
 
 
 def test_cancel(page, photograph, tmp_path, photo):
@@ -551,6 +664,21 @@ def test_the_server_refuses_what_is_no_port(site, port):
     run = subprocess.run([sys.executable, site / "serve.py", *port.split()], capture_output=True, text=True)
     assert run.returncode == 1
     assert run.stderr == "usage: python serve.py [PORT], a number below 65536\n"
+
+
+def test_the_server_says_nothing_of_a_page_that_is_closed_while_it_is_loaded(site):
+    server = subprocess.Popen(
+        [sys.executable, site / "serve.py", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    port = int(server.stdout.readline().split()[0].rstrip("/").rsplit(":", 1)[1])
+    for _ in range(2):  # the second is answered, so the first has been taken
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /ort-wasm-simd-threaded.wasm HTTP/1.0\r\n\r\n")
+            assert client.recv(15) == b"HTTP/1.0 200 OK"
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets at once
+    time.sleep(0.3)
+    server.terminate()
+    assert server.communicate(timeout=10)[1] == ""
 
 
 def test_the_server_names_a_port_that_is_taken(site, served):

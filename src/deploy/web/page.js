@@ -14,12 +14,14 @@ const PHONE = matchMedia("(pointer: coarse)").matches; // its browser gives a pa
 const WHOLE = (PHONE ? 192 : 320) ** 2; // LR pixels that are computed whole without being asked; KRGN takes 9 kB for each
 const TILES = PHONE ? [128, 64] : [256, 128]; // LR pixels: the sides of larger pictures' tiles, and where memory is used up
 const MIDDLE = 256; // LR pixels: the side of "its middle"
+const NARROWEST = 256; // CSS pixels: room for the names of both pictures
 
 let picture = null; // {name, pixels, width, height} that is computed or shown
 let bitmap = null; // the picture that was too large, for "Use its middle"
 let worker = null; // {engine, thread: Worker, ready: Promise}
 let running = null; // {tile, begun} of the run in progress
-let opened = 0; // counts pictures, so that an older one's late answer is dropped
+let opened = 0; // counts what was begun, so that an older one's late answer is dropped
+let caption = ""; // what the status says of the result
 let webgpu = false;
 
 // --- engines ---
@@ -37,6 +39,8 @@ async function listEngines() {
   $("engine").add(new Option(`processor, ${plural(threads, "thread")}`, "wasm"));
   noteEngine();
 }
+
+const listed = listEngines();
 
 function noteEngine() {
   const notes = [];
@@ -82,13 +86,16 @@ function stopWorker() {
 // --- opening a picture ---
 
 async function open(file) {
-  const number = ++opened;
+  abandon(); // or an older picture's result might come while this one is read
+  const number = opened;
   complain("");
   const name = file.name || "picture";
   if (file.size > LARGEST_FILE) {
     return complain(`${name} has ${Math.round(file.size / 1e6)} MB, at most ${LARGEST_FILE / 1e6} MB are read here. `
       + "Give a smaller file.");
   }
+  say(`Reading ${name} …`);
+  await listed; // the engines
   let decoded;
   try {
     decoded = await createImageBitmap(file, { imageOrientation: "from-image" });
@@ -99,23 +106,24 @@ async function open(file) {
     }
     return;
   }
-  if (number !== opened) return;
+  if (number !== opened) return decoded.close();
   const { width, height } = decoded, { scale } = facts;
   if (width * height * scale * scale > LARGEST_AREA || Math.max(width, height) * scale > LONGEST_SIDE) {
     bitmap = { decoded, name };
-    complain(`${name} has ${width} × ${height} pixels, and ${width * scale} × ${height * scale} after enlarging, which is more `
-      + `than a browser can hold. At most ${LARGEST_AREA / 1e6} megapixels can come out, and ${LONGEST_SIDE} pixels on a side. `
-      + "Reduce or crop the picture, or run main.py with --data_test Demo.", true);
+    complain(`${name} has ${width} × ${height} pixels, and ${width * scale} × ${height * scale} after enlarging. This page makes `
+      + `at most ${LARGEST_AREA / 1e6} megapixels, and ${LONGEST_SIDE} pixels on a side. Reduce or crop the picture, use `
+      + `${MIDDLE} × ${MIDDLE} pixels of its middle, or run the project's upscale.py.`, true);
     return;
   }
   await compute(name, decoded, 0, 0, width, height);
 }
 
-// The part of a decoded picture, computed and shown.
+// The part of a decoded picture, which is then released, computed and shown.
 async function compute(name, decoded, left, top, width, height) {
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(decoded, -left, -top);
+  decoded.close(); // 4 bytes a pixel, which a browser frees late
   picture = { name, width, height, pixels: context.getImageData(0, 0, width, height).data };
   const chosen = $("tile").value;
   await run(chosen === "auto" ? (width * height <= WHOLE ? 0 : TILES[0]) : Number(chosen));
@@ -163,8 +171,7 @@ function progress({ done, total, seconds }) {
   if (total === 1) {
     return say(`Computing ${picture.width} × ${picture.height} pixels at once …`);
   }
-  $("progress").max = total;
-  $("progress").value = done;
+  if (done) Object.assign($("progress"), { max: total, value: done }); // before, an empty bar would look like a halt
   const left = done ? `, ${time((seconds / done) * (total - done))} left` : "";
   say(`Computing tile ${done + 1} of ${total}${left} …`);
 }
@@ -200,8 +207,9 @@ async function finish(data) {
   $("work").hidden = true;
   $("result").hidden = false;
   const megapixels = (data.width * data.height) / 1e6, engine = worker.engine === "webgpu" ? "WebGPU" : plural(threads, "thread");
-  say(`${picture.width} × ${picture.height} to ${data.width} × ${data.height} pixels in ${time(data.seconds)}: `
-    + `${(megapixels / data.seconds).toPrecision(2)} megapixels a second (${engine}).`);
+  caption = `${picture.width} × ${picture.height} to ${data.width} × ${data.height} pixels in ${time(data.seconds)}: `
+    + `${(megapixels / data.seconds).toPrecision(2)} megapixels a second (${engine}).`;
+  say(caption);
   $("exactness").textContent = exactness(data.tiles);
   layOut();
 }
@@ -240,17 +248,19 @@ function layOut() {
   $("stage").classList.toggle("actual", actual);
   const room = $("result").clientWidth;
   const shown = actual ? width / devicePixelRatio : Math.min(room, (0.8 * innerHeight * width) / height);
-  for (const part of ["stage", "slider"]) $(part).style.width = `${Math.min(shown, room)}px`;
+  const stage = Math.min(Math.max(shown, NARROWEST), room); // a narrow picture stands in its middle
+  for (const part of ["stage", "slider"]) $(part).style.width = `${stage}px`;
   $("pictures").style.width = `${shown}px`;
   $("pictures").style.height = `${(shown * height) / width}px`;
   divide();
 }
 
-// Cuts the result off left of the divider, which keeps its place while the pictures scroll.
+// Cuts the pictures off at the divider, which keeps its place while they scroll. Bicubic must not show through the result.
 function divide() {
   const scroller = $("scroller").getBoundingClientRect(), box = $("pictures").getBoundingClientRect();
   const from = Math.max(scroller.left, box.left), to = Math.min(scroller.right, box.right);
   const x = from + ((to - from) * $("slider").value) / 100;
+  $("bicubic").style.clipPath = `inset(0 ${box.right - x}px 0 0)`;
   $("network").style.clipPath = `inset(0 0 0 ${x - box.left}px)`;
   $("divider").style.left = `${x - scroller.left}px`;
 }
@@ -271,15 +281,21 @@ function say(text) {
 
 function complain(text, offer = false) {
   if (text) {
-    stopWorkIfAny();
-    say("");
+    abandon();
+    say($("result").hidden ? "" : caption); // an older picture's result stays, with what was said of it
   }
   $("problem").textContent = text;
   $("problem").hidden = !text;
   $("offer").hidden = !offer;
+  if (!offer) {
+    bitmap?.decoded.close();
+    bitmap = null;
+  }
 }
 
-function stopWorkIfAny() {
+// Ends what is under way; its late answers are dropped.
+function abandon() {
+  opened++;
   if (running) stopWorker();
   $("work").hidden = true;
 }
@@ -289,7 +305,8 @@ function plural(count, word) {
 }
 
 function time(seconds) {
-  return seconds < 60 ? `${seconds.toPrecision(2)} s` : `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+  const whole = Math.round(seconds);
+  return whole < 60 ? `${seconds.toPrecision(2)} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }
 
 // --- events ---
@@ -301,25 +318,29 @@ $("file").onchange = () => {
   if (file) open(file);
 };
 $("sample").onclick = async () => {
+  abandon();
+  const number = opened;
+  say("Reading sample.png …");
   try {
     const answer = await fetch("sample.png");
     if (!answer.ok) throw new Error(`the server answers ${answer.status}`);
-    await open(new File([await answer.blob()], "sample.png"));
+    const file = new File([await answer.blob()], "sample.png");
+    if (number === opened) await open(file);
   } catch (error) {
-    complain(`sample.png cannot be loaded (${error.message}).`);
+    if (number === opened) complain(`sample.png cannot be loaded (${error.message}).`);
   }
 };
 $("middle").onclick = () => {
-  const { decoded, name } = bitmap;
-  opened++;
+  const { decoded } = bitmap, name = bitmap.name.replace(/(\.[^.]*)?$/, "_middle$1");
+  bitmap = null; // compute releases it
+  abandon();
   complain("");
   const width = Math.min(MIDDLE, decoded.width), height = Math.min(MIDDLE, decoded.height);
   compute(name, decoded, Math.floor((decoded.width - width) / 2), Math.floor((decoded.height - height) / 2), width, height);
 };
 $("cancel").onclick = () => {
-  opened++;
-  stopWorker();
-  $("work").hidden = true;
+  abandon();
+  stopWorker(); // which may be loading
   say("Cancelled.");
   $("choose").focus();
 };
@@ -346,6 +367,7 @@ addEventListener("paste", (event) => {
   if (file) open(file);
 });
 
-await listEngines();
+$("limit").textContent = ` of at most ${Number((LARGEST_AREA / facts.scale ** 2 / 1e6).toPrecision(2))} megapixels`;
+await listed;
 say("");
 document.documentElement.dataset.ready = "";

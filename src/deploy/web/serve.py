@@ -33,6 +33,14 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         """Says nothing of each file."""
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """Says nothing of a page that was closed, or cancelled, while it was loaded."""
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def main() -> None:
     """Serves until Ctrl-C."""
     port = sys.argv[1] if len(sys.argv) > 1 else "8000"
@@ -40,7 +48,7 @@ def main() -> None:
         sys.exit("usage: python serve.py [PORT], a number below 65536")
     handler = functools.partial(Handler, directory=str(Path(__file__).resolve().parent))
     try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), handler)
+        server = Server(("127.0.0.1", int(port)), handler)
     except OSError as error:
         sys.exit(f"port {port} cannot be used ({error.strerror}): give another one, as in `python serve.py 8001`")
     print(f"http://localhost:{server.server_address[1]}/ (Ctrl-C ends it)", flush=True)

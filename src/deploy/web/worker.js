@@ -29,6 +29,7 @@ async function start({ engine, threads, ...rest }) {
 // The picture is RGBA, 8 bits. Alpha is enlarged by bicubic.
 async function run({ pixels, width, height, tile }) {
   const scale = facts.scale;
+  spreadColours(pixels, width, height);
   const big = bicubic(pixels, width, height, scale);
   postMessage({ kind: "bicubic", pixels: big, width: width * scale, height: height * scale });
   const out = new Uint8ClampedArray(big); // colours are written over; alpha stays
@@ -41,6 +42,30 @@ async function run({ pixels, width, height, tile }) {
   const seconds = (performance.now() - begun) / 1000;
   postMessage({ kind: "done", pixels: out, width: width * scale, height: height * scale, seconds, tiles: parts.length },
     [out.buffer]);
+}
+
+// Gives every transparent pixel the colour of the nearest one that is not. A canvas keeps none there, and its black would
+// darken the edges of what is enlarged.
+function spreadColours(pixels, width, height) {
+  const far = new Uint16Array(width * height);
+  for (let i = 0; i < far.length; i++) if (!pixels[4 * i + 3]) far[i] = 65535;
+  const take = (to, from) => {
+    if (far[from] + 1 >= far[to]) return;
+    far[to] = far[from] + 1;
+    pixels.copyWithin(4 * to, 4 * from, 4 * from + 3);
+  };
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
+      if (x > 0) take(i, i - 1);
+      if (y > 0) take(i, i - width);
+    }
+  }
+  for (let y = height - 1, i = width * height - 1; y >= 0; y--) {
+    for (let x = width - 1; x >= 0; x--, i--) {
+      if (x < width - 1) take(i, i + 1);
+      if (y < height - 1) take(i, i + width);
+    }
+  }
 }
 
 // Tiles of nearly equal sides of at most `tile` pixels; a tile of 0 is the whole picture.
