@@ -56,8 +56,9 @@ OVERRIDES = (
     "--test_every 0 --momentum 0.5 --betas 0.5 0.9 --epsilon 1e-4 --weight_decay 0.1 --gclip 0.5 --release_memory",
 )
 # What another machine, file or package is needed for, or what is no part of how a run goes on.
-ELSEWHERE = {"n_GPUs", "compile", "perceptual", "vgg_weights", "distill", "cpu", "n_threads", "dir_data", "dir_demo"}
-ELSEWHERE |= {"override", "dir_experiment", "save", "load", "auto_resume", "resume", "reset", "test_only", "epochs", "help"}
+ELSEWHERE = {"n_GPUs", "compile", "perceptual", "vgg_weights", "distill", "cpu", "n_threads", "dir_data", "override"}
+ELSEWHERE |= {"dir_demo", "dir_experiment", "save", "load", "auto_resume", "resume", "reset", "test_only", "epochs"}
+ELSEWHERE |= {"help"}
 
 
 @pytest.fixture
