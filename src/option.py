@@ -24,6 +24,7 @@ from runtime.flags import (
     rising_epochs,
     scale_factor,
     weighted_sets,
+    weighted_terms,
     weights_file,
     whole_number,
 )
@@ -292,8 +293,7 @@ def parse_args(argv: list[str] | None = None) -> Options:
 
 def loss_terms(text: str) -> tuple[tuple[float, str], ...]:
     terms = []
-    for term in text.split("+"):
-        weight, star, name = term.rpartition("*")
+    for weight, star, name in weighted_terms(text):
         name = name.replace("-", "_")  # WGAN-GP, as its paper writes it
         if name not in LOSSES:
             raise argparse.ArgumentTypeError(f"got {name!r}, expected one of {', '.join(LOSSES)}, as in 1*L1+0.1*MSE")
