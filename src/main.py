@@ -3,7 +3,7 @@
 import os
 
 from option import SPANDREL, Options, continue_with, follow_file, parse_args
-from runtime.errors import UserError, run
+from runtime.errors import UserError, importing, run
 from train.trackers import require
 
 
@@ -11,23 +11,24 @@ def main(args: Options) -> None:
     """Runs what the options ask for; `errors.run` says how failures end."""
     require(args.tracker, asked="tracker" in args.given)
     # Imported only here, so that a wrong flag is answered without waiting for torch.
-    from pathlib import Path
+    with importing():
+        from pathlib import Path
 
-    import torch
+        import torch
 
-    from data import build_test_sets, build_train_set, describe_data
-    from evaluation.evaluate import build_evaluator
-    from model import cffb, precision
-    from model.networks import describe
-    from model.recalibration import fold
-    from runtime import distributed
-    from runtime.experiment import Experiment
-    from runtime.hardware import choose_device, keep_memory
-    from runtime.log import start_log
-    from runtime.provenance import hardware
-    from train.build import build_trainer
-    from train.state import all_done
-    from train.teacher import teach
+        from data import build_test_sets, build_train_set, describe_data
+        from evaluation.evaluate import build_evaluator
+        from model import cffb, precision
+        from model.networks import describe
+        from model.recalibration import fold
+        from runtime import distributed
+        from runtime.experiment import Experiment
+        from runtime.hardware import choose_device, keep_memory
+        from runtime.log import start_log
+        from runtime.provenance import hardware
+        from train.build import build_trainer
+        from train.state import all_done
+        from train.teacher import teach
 
     log = start_log()
     refuse_no_flags(args)

@@ -24,6 +24,7 @@ from runtime.flags import (
     rising_epochs,
     scale_factor,
     weighted_sets,
+    weighted_terms,
     weights_file,
     whole_number,
 )
@@ -167,7 +168,7 @@ def continue_with(args: Options, stored: dict, given: list[str]) -> Options:
             continue
         if _meaning(flag, now, stored) != _meaning(flag, was, stored):
             raise OptionError(
-                f"--{flag} {_text(flag, now)}, but {asked} {run} was started with {_text(flag, was)}: drop --{flag} to go on, "
+                f"--{flag} {_text(flag, now)}, but {asked} {run} was started with {_text(flag, was)}: drop --{flag} to resume, "
                 + (
                     f"or start another run from its weights with --pre_train {Path(args.dir_experiment, run)}/model/model_latest.pt"
                     if flag in _STRUCTURE
@@ -292,8 +293,7 @@ def parse_args(argv: list[str] | None = None) -> Options:
 
 def loss_terms(text: str) -> tuple[tuple[float, str], ...]:
     terms = []
-    for term in text.split("+"):
-        weight, star, name = term.rpartition("*")
+    for weight, star, name in weighted_terms(text):
         name = name.replace("-", "_")  # WGAN-GP, as its paper writes it
         if name not in LOSSES:
             raise argparse.ArgumentTypeError(f"got {name!r}, expected one of {', '.join(LOSSES)}, as in 1*L1+0.1*MSE")
@@ -414,7 +414,7 @@ def _training_flags(add) -> None:
     add("--load", default="", metavar="NAME",
         help="resume the training run experiment/NAME where it stopped")
     add("--auto_resume", action="store_true",
-        help="go on with the run that --save names if it has a state, else begin it: for jobs that are restarted with the same command line, by torchrun, Slurm or Kubernetes")
+        help="resume the run that --save names if it has a state, else begin it: for jobs that are restarted with the same command line, by torchrun, Slurm or Kubernetes")
     add("--resume", type=whole_number(0), default=0, metavar="EPOCH",
         help="with --load: resume from this epoch, kept by --save_models; 0: from the last state (default 0)")
     add("--override", type=plain_names, default=(), metavar="FLAG+FLAG",
@@ -582,7 +582,7 @@ def _check_requests(options: Options) -> None:
         if flag in options.given and not getattr(options, flag):
             raise OptionError(f"--{flag} is empty: name a {'run' if flag == 'load' else 'file'}, or drop it")
     if options.load and options.reset:
-        raise OptionError("--reset deletes the run that --load goes on with: give only one of them")
+        raise OptionError("--reset deletes the run that --load resumes: give only one of them")
     if options.load and "save" in options.given and options.save != options.load:
         raise OptionError(f"--load {options.load} goes on in its own folder: drop --save {options.save}")
     if options.auto_resume:
@@ -604,7 +604,7 @@ def _check_requests(options: Options) -> None:
     if options.test_only:
         if options.load:
             best = Path(options.dir_experiment, options.load, "model/model_best.pt")
-            raise OptionError(f"--load goes on with training: to test a run, give --pre_train {best}")
+            raise OptionError(f"--load resumes training: to test a run, give --pre_train {best}")
         if options.reset:
             raise OptionError("--reset deletes a training run: drop it, --test_only needs none")
         if not options.pre_train:
@@ -628,11 +628,11 @@ def _check_requests(options: Options) -> None:
 
 def _check_auto_resume(options: Options) -> None:
     if options.load and options.load != options.save:
-        raise OptionError(f"--auto_resume goes on with the run that --save names: drop it, or --load {options.load}")
+        raise OptionError(f"--auto_resume resumes the run that --save names: drop it, or --load {options.load}")
     if options.reset:
-        raise OptionError("--reset deletes the run that --auto_resume goes on with: give only one of them")
+        raise OptionError("--reset deletes the run that --auto_resume resumes: give only one of them")
     if options.test_only:
-        raise OptionError("--auto_resume goes on with training: drop it, --test_only trains nothing")
+        raise OptionError("--auto_resume resumes training: drop it, --test_only trains nothing")
     _check_override(options)
 
 

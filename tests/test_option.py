@@ -11,7 +11,7 @@ from loss.perceptual import LAYERS
 from loss.weighted import Loss
 from model.names import NETWORKS
 from model.networks import MODELS
-from option import OptionError, build_parser, continue_with, parse_args
+from option import OptionError, build_parser, checked_values, continue_with, parse_args
 
 # Names and defaults that users' launch lines rely on: a change here breaks them.
 DEFAULTS = {
@@ -61,6 +61,10 @@ def test_typed_values():
     assert options.loss == ((5.0, "L1"), (0.1, "MSE"))
     assert parse_args(["--loss", "5*VGG54+0.15*GAN"]).loss == ((5.0, "VGG54"), (0.15, "GAN"))
     assert parse_args(["--loss", "WGAN-GP"]).loss == ((1.0, "WGAN_GP"),)
+    assert parse_args(["--loss", "1e+2*L1+2.5E+1*MSE+FFT"]).loss == ((100.0, "L1"), (25.0, "MSE"), (1.0, "FFT"))
+    assert parse_args(["--data_train", "1e+2*A+3*B1e"]).data_train == ((100.0, "A"), (3.0, "B1e"))
+    stored = checked_values(parse_args(["--loss", "1e16*L1"]).values())  # whose weight Python writes 1e+16
+    assert stored["loss"] == ((1e16, "L1"),)
     assert parse_args(["--data_train", "A+B"]).data_train == ((None, "A"), (None, "B"))
     assert parse_args(["--data_train", "3*A+0.5*B"]).data_train == ((3.0, "A"), (0.5, "B"))
     assert tuple(options.betas) == (0.5, 0.9)

@@ -26,8 +26,9 @@ LICENCE = "mit"  # as model hubs write it
 RECIPE = (
     "data_train", "data_range", "degradation", "pre_train", "kernels", "basis", "patch_size", "batch_size",
     "test_every", "epochs", "loss", "optimizer", "betas", "weight_decay", "lr", "schedule", "decay", "gamma", "warmup",
-    "ema", "teacher", "distill", "gclip", "precision", "seed",
+    "ema", "teacher", "distill", "gclip", "precision", "seed", "data_test", "best_by",
 )  # fmt: skip
+_DEFAULT_RANGE = "1-800/801-810"  # a plain folder of images has none, unless the flag is given
 _PAPERS = {
     "KRGN": "Towards lightweight image super-resolution via re-parameterized kernel recalibration",
     "CFGN": "CFGN, the predecessor of KRGN",
@@ -48,7 +49,7 @@ class ModelFacts:
         checkpoint: epoch, psnr and weights ("raw" or "averaged"), as far as the file says them.
         recipe: flags of the training and their values, as text; empty where no config.txt was found.
         data: the training sets, as `runtime.provenance.file_list` describes them.
-        effort: where and how long it was trained, in words; "" if unknown.
+        effort: where and how long it was trained, in words, and `code` by what commits; "" if unknown.
         scores: of tests of this file.
     """
 
@@ -62,6 +63,7 @@ class ModelFacts:
     recipe: dict[str, str]
     data: list[dict]
     effort: str
+    code: str
     scores: list[SetResult]
 
     def metadata(self) -> dict[str, str]:
@@ -75,6 +77,8 @@ class ModelFacts:
             "parameters": str(self.parameters),
             "licence": LICENCE,
             "training_data": json.dumps(self.data),
+            "training_effort": self.effort,
+            "training_code": self.code,
             "recipe": json.dumps(self.recipe),
             "scores": json.dumps(scores),
         }
@@ -104,6 +108,7 @@ def gather(source: Path, checkpoint: Checkpoint, trained: nn.Module, folded: nn.
         recipe=_recipe(folder) if folder else {},
         data=[each for each in training if _is_set(each)] if isinstance(training, list) else [],
         effort=_effort(sessions),
+        code=_code(sessions),
         scores=_scores(folder, architecture, {source.stem, stem}) if folder else [],
     )
 
@@ -125,8 +130,12 @@ def _options(path: Path) -> dict[str, str]:
 
 def _recipe(folder: Path) -> dict[str, str]:
     options = _options(folder / "config.txt")
-    without = {"distill"} if not options.get("teacher") else set()
-    return {flag: _shown(flag, options[flag]) for flag in RECIPE if options.get(flag) and flag not in without}
+    shown = {flag: _shown(flag, options[flag]) for flag in RECIPE if options.get(flag)}
+    if shown.get("data_range") == _DEFAULT_RANGE and "DIV2K" not in shown.get("data_train", ""):
+        del shown["data_range"]
+    if "teacher" not in shown:
+        shown.pop("distill", None)
+    return shown
 
 
 def _shown(flag: str, text: str) -> str:
@@ -143,7 +152,7 @@ def _shown(flag: str, text: str) -> str:
         return "+".join(f"{weight:g}*{name}" if weight else str(name) for weight, name in pairs)
     if flag == "data_range" and isinstance(value, tuple):
         return "/".join("-".join(map(str, part)) for part in value)
-    joint = "-" if flag == "decay" else " "
+    joint = {"decay": "-", "data_test": "+"}.get(flag, " ")
     return joint.join(map(str, value)) if isinstance(value, tuple) else printable(text)
 
 
@@ -164,14 +173,37 @@ def _is_set(value: object) -> bool:
 
 def _effort(sessions: list[dict]) -> str:
     seconds = [each.get("wall seconds") for each in sessions]
-    hours = sum(value for value in seconds if isinstance(value, int | float)) / 3600
+    spent = sum(value for value in seconds if isinstance(value, int | float))
     hardware = sessions[-1].get("hardware") if sessions else None
     if not isinstance(hardware, dict):
         return ""
     name, processes, gpus = (hardware.get(key) for key in ("device name", "processes", "GPUs"))
     on = f"{gpus} x {name}" if gpus else f"{name}, {hardware.get('cores')} cores"
     several = f", {processes} processes" if processes not in (1, None) else ""
-    return printable(f"{hours:.2g} hours in {len(sessions)} session{'s' * (len(sessions) > 1)} on {on}{several}")
+    times = f"{len(sessions)} session{'s' * (len(sessions) > 1)}"
+    return printable(f"{_duration(spent)} in {times} on {on}{several}")
+
+
+def _duration(seconds: float) -> str:
+    """With two digits: 9.1 seconds, 2.6 hours, 126 hours."""
+    value, unit = next(
+        ((seconds / size, unit) for size, unit in ((3600, "hours"), (60, "minutes")) if seconds >= size),
+        (seconds, "seconds"),
+    )
+    return f"{value:.{0 if value >= 9.95 else 1}f} {unit}"
+
+
+def _code(sessions: list[dict]) -> str:
+    """The commits of the sessions, in their order, and the last one's torch."""
+    commits = {}
+    for each in sessions:
+        commit, changed = str(each.get("git commit")), each.get("uncommitted changes") is True
+        if re.fullmatch("[0-9a-f]{40}", commit):
+            commits[commit[:12] + " with uncommitted changes" * changed] = None
+    versions = sessions[-1].get("versions") if sessions else None
+    torch = [f"torch {versions['torch']}"] if isinstance(versions, dict) and "torch" in versions else []
+    named = [f"commit{'s' * (len(commits) > 1)} {', '.join(commits)}"] if commits else []
+    return printable("; ".join(named + torch))
 
 
 def _scores(folder: Path, architecture: str, tested: set[str]) -> list[SetResult]:
@@ -293,9 +325,13 @@ def _training(facts: ModelFacts) -> str:
         lines.append(f"- data: {printable(each['set'])}, {size}; digest of names and sizes `{each['digest'][:16]}`")
     if facts.effort:
         lines.append(f"- effort: {facts.effort}")
+    if facts.code:
+        lines.append(f"- code: {facts.code}")
     if "epoch" in facts.checkpoint:
         psnr = facts.checkpoint.get("psnr")
-        best = f", PSNR {psnr:.3f} dB in validation" if isinstance(psnr, int | float) else ""
+        sets = facts.recipe.get("best_by", "").rpartition(":")[0] or facts.recipe.get("data_test", "")
+        on = f" on {sets}" if sets and "+" not in sets else ""  # of several, the first with HR images
+        best = f", PSNR {psnr:.3f} dB in validation{on}" if isinstance(psnr, int | float) else ""
         lines.append(f"- weights: {facts.checkpoint.get('weights', 'raw')}, of epoch {facts.checkpoint['epoch']}{best}")
     if facts.recipe:
         lines += ["", "| flag of `main.py` | value |", "|---|---|"]

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from runtime.errors import ProcessLost, UserError
+from runtime.errors import ProcessLost, UserError, at_once
 
 T = TypeVar("T")
 
@@ -45,23 +45,22 @@ def processes(device: torch.device):
     """Inside, torchrun's processes form a group, nccl on GPUs and gloo on CPUs.
 
     Raises:
-        ProcessLost: if another process ends while this one waits for it.
+        ProcessLost: if the processes do not find one another, or one ends while this one waits for it.
     """
     if not launched():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # A rank that waits this long for another one takes it for dead; torchrun notices a dead process at once.
-    timeout = timedelta(minutes=30)
-    store, number, world = next(dist.rendezvous("env://", timeout=timeout))
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=unused_part(store, number, world),
-        rank=number,
-        world_size=world,
-        timeout=timeout,
-    )
+    try:
+        with at_once():  # a process whose partner was killed waits here, and torchrun would wait 30 s for its end
+            _form_group("nccl" if device.type == "cuda" else "gloo")
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ProcessLost(
+            f"the processes of this run do not find one another ({reason}): see the output of the others, and check "
+            "that MASTER_ADDR and MASTER_PORT are the first one's and free"
+        ) from None
     try:
         yield
     except BaseException as error:
@@ -70,6 +69,14 @@ def processes(device: torch.device):
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _form_group(backend: str) -> None:
+    # A rank that waits this long for another one takes it for dead; torchrun notices a dead process at once.
+    timeout = timedelta(minutes=30)
+    store, number, world = next(dist.rendezvous("env://", timeout=timeout))
+    store = unused_part(store, number, world)
+    dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=timeout)
 
 
 def unused_part(store: dist.Store, rank: int, world: int) -> dist.Store:

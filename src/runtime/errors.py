@@ -33,12 +33,17 @@ class Interrupted(BaseException):
 class _Signals:
     held = 0
     pending: int | None = None
+    importing = False
     served = False  # the first signal is being handled; further ones change nothing
 
     @classmethod
     def handle(cls, signum, _frame):
         if cls.served or cls.pending is not None:
             return
+        if cls.importing:
+            with suppress(OSError):
+                os.write(2, f"interrupted by {signal.Signals(signum).name}\n".encode())
+            os._exit(128 + signum)
         if not cls.held:
             cls.served = True
             raise Interrupted(signum)
@@ -75,6 +80,36 @@ def held():
             signum, _Signals.pending = _Signals.pending, None
             _Signals.served = True
             raise Interrupted(signum)
+
+
+@contextmanager
+def importing():
+    """Inside, a signal ends the process where it is. What is raised within an import may be dropped by a module's C
+    code, which then lacks a part, and the signal would be lost."""
+    _Signals.importing = True
+    try:
+        yield
+    finally:
+        _Signals.importing = False
+
+
+@contextmanager
+def at_once():
+    """Inside, a signal ends the process by itself: for waiting outside of Python, whose handlers are not called then,
+    with nothing to save."""
+    ours = [signum for signum in _stopping() if signal.getsignal(signum) == _Signals.handle]
+    for signum in ours:
+        signal.signal(signum, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for signum in ours:
+            signal.signal(signum, _Signals.handle)
+
+
+def _stopping() -> list[int]:
+    """The signals that end a run; Windows has no SIGHUP."""
+    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def pending() -> int | None:
@@ -125,9 +160,9 @@ def run(main: Callable[[], None]) -> None:
     """
     steady_streams()
     sys.unraisablehook = _Signals.again
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    for signum in _stopping():
         # nohup has SIGHUP ignored, and a shell the SIGINT of what it runs in the background.
-        if (signum := getattr(signal, name, None)) and signal.getsignal(signum) != signal.SIG_IGN:
+        if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, _Signals.handle)
     try:
         _run(main)

@@ -78,7 +78,7 @@ class Experiment:
         if load:
             if not self.state_path.is_file():
                 raise UserError(
-                    f"--load {name}: {self.state_path} does not exist, so there is nothing to go on with: "
+                    f"--load {name}: {self.state_path} does not exist, so there is nothing to resume: "
                     f"check the name, or start the run with --save {name}"
                 )
             return
@@ -92,12 +92,12 @@ class Experiment:
             if self.state_path.exists():
                 return
             raise UserError(
-                f"{self.folder}: has weights, but no state.pt that --auto_resume could go on from: restore it, start "
+                f"{self.folder}: has weights, but no state.pt that --auto_resume could resume from: restore it, start "
                 f"anew (--save {name} --reset deletes the run), or choose another --save"
             )
         if training and begun and not reset:
             raise UserError(
-                f"{self.folder}: holds a training run: go on with it (--load {name}, or --auto_resume), "
+                f"{self.folder}: holds a training run: resume it (--load {name}, or --auto_resume), "
                 f"start anew (--save {name} --reset deletes it), or choose another --save"
             )
 

@@ -110,9 +110,15 @@ def plain_names(text: str) -> tuple[str, ...]:
     return names
 
 
+def weighted_terms(text: str) -> list[tuple[str, str, str]]:
+    """Each term of "1e+2*A+B" as (weight, "*", name), or ("", "", name) without weight. An exponent's + is no sum."""
+    text = re.sub(r"(?:^|(?<=\+))([0-9.]+e)\+([0-9]+\*)", r"\1\2", text, flags=re.I)
+    return [term.rpartition("*") for term in text.split("+")]
+
+
 def weighted_sets(text: str) -> tuple[tuple[float | None, str], ...]:
     """((weight, name), …); all weights are None where none is given."""
-    weighted = [term.rpartition("*") for term in text.split("+")]
+    weighted = weighted_terms(text)
     names = plain_names("+".join(name for _, _, name in weighted))
     stars = [star for _, star, _ in weighted]
     if any(stars) and not all(stars):

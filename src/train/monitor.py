@@ -133,6 +133,13 @@ class Monitor:
         """Whether the loss is far above the last epoch's. A discriminator's part of it says nothing about that."""
         return not self.adversarial and self.recent > DIVERGED * self.progress.last_loss > 0
 
+    def why_suspect(self) -> str:
+        """Why the weights are not saved while they are suspect."""
+        if self.loss_exploded():
+            return "the loss has exploded"
+        skips = self.progress.consecutive_skips
+        return "the last batch was skipped" if skips == 1 else f"the last {skips} batches were skipped"
+
     def check(self) -> None:
         """Raises Diverged if the loss has exploded."""
         if self.loss_exploded():
@@ -145,7 +152,7 @@ class Monitor:
             return Diverged(f"{why}: training diverged before a state was saved: {fix}, and start again with --reset")
         go_on = f"--load {self.run} --override lr --lr {self.lr / 2:g}"
         return Diverged(
-            f"{why}: training diverged; the last good state is kept: go on with {go_on}, or {fix} in another run"
+            f"{why}: training diverged; the last good state is kept: resume with {go_on}, or {fix} in another run"
         )
 
     def _loss(self, stats: StepStats) -> float:

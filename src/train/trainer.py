@@ -223,7 +223,7 @@ class Trainer:
         row["skipped"] = max(0, self.epoch_batches - progress.counted)
         history = [*progress.history, row | {"seconds": round(progress.seconds, 1)}]
         if distributed.is_main() and self.monitor.weights_suspect:
-            log.info("[epoch %d] not saved: its last %d batches were skipped", epoch, progress.consecutive_skips)
+            log.info("[epoch %d] not saved: %s", epoch, self.monitor.why_suspect())
         elif distributed.is_main():
             names = ["latest"] + ["best"] * is_best + [str(epoch)] * self.plan.keep_epochs
             weights = "raw" if self.step.average is None else "averaged"
@@ -249,7 +249,8 @@ class Trainer:
             # A lost process ends a step before the weights move, but not before a discriminator's statistics do.
             torn = self.step.moving or (self.in_step and self.step.adversary is not None)
             saved = not torn and self._save_state()
-        log_end(self.progress, self.experiment, saved=saved, torn=torn)
+        why = "a step was interrupted" if torn else self.monitor.why_suspect()
+        log_end(self.progress, self.experiment, unsaved="" if saved else why)
 
     def _save_state(self) -> bool:
         """Saves the state, unless the weights are suspect; returns whether it did."""
@@ -259,19 +260,16 @@ class Trainer:
         return saved
 
 
-def log_end(progress: Progress, experiment: Experiment, *, saved: bool, torn: bool) -> None:
-    """Logs how to go on with a run that ends early.
+def log_end(progress: Progress, experiment: Experiment, *, unsaved: str) -> None:
+    """Logs how to resume a run that ends early.
 
     Args:
-        saved: whether its state was saved now.
-        torn: whether it was not because a step was interrupted.
+        unsaved: why its state was not saved now; "" if it was.
     """
-    if saved:
-        line = f"state saved after {progress.epoch} epochs and {progress.batch} batches"
-    else:
-        skipped = "the last batches were skipped" if progress.consecutive_skips else "the loss has exploded"
-        line = f"{'a step was interrupted' if torn else skipped}, so the state saved before that stays"
+    line = f"state saved after {progress.epoch} epochs and {progress.batch} batches"
+    if unsaved:
+        line = f"{unsaved}, so the state saved before that stays"
     if experiment.state_path.is_file():
-        log.info("%s: go on with --load %s", line, experiment.name)
+        log.info("%s: resume with --load %s", line, experiment.name)
     else:
         log.info("no state was saved yet: start again with --save %s --reset", experiment.name)

@@ -12,6 +12,7 @@ from PIL import Image
 
 import export
 import model
+from deploy import card
 from model.weights import load_tensors
 
 
@@ -53,9 +54,26 @@ def test_the_card_says_what_the_network_is(trained, tmp_path, capsys):
     for part in ("3,989 parameters", "14,357", "| `--lr` | 0.001 |", "| `--loss` | 1*L1+0.1*MSE |", "of epoch 1"):
         assert part in text, part
     assert re.search(r"data: Small, 4 images, .* digest of names and sizes `[0-9a-f]{16}`", text)
-    assert re.search(r"effort: \S+ hours in 1 session on .*\d+ cores", text)
+    assert re.search(r"effort: \d+(\.\d)? seconds in 1 session on .*\d+ cores", text)
+    assert re.search(r"dB in validation on Small\n", text)
     assert str(tmp_path) not in text
     assert str(trained.parent) not in text  # nor any other path of this machine
+
+
+def test_what_a_run_took_and_ran_is_in_words(tmp_path):
+    seconds = (9.06, 59.96, 90, 9300, 3600 * 126)
+    assert [card._duration(each) for each in seconds] == [
+        "9.1 seconds", "60 seconds", "1.5 minutes", "2.6 hours", "126 hours",
+    ]  # fmt: skip
+    one, other = "a" * 40, "b" * 40
+    sessions = [{"git commit": one}, {"git commit": one}, {"git commit": other, "uncommitted changes": True}]
+    sessions[-1]["versions"] = {"torch": "2.13.0"}
+    assert card._code(sessions) == "commits aaaaaaaaaaaa, bbbbbbbbbbbb with uncommitted changes; torch 2.13.0"
+    assert card._code([{"git commit": "unknown"}]) == card._code([]) == ""
+    # The default range is that of DIV2K; a folder of photographs is used whole.
+    for data, shown in (("((None, 'DIV2K'),)", "1-800/801-810"), ("((None, 'photos'),)", None)):
+        (tmp_path / "config.txt").write_text(f"data_train: {data}\ndata_range: ((1, 800), (801, 810))\n")
+        assert card._recipe(tmp_path).get("data_range") == shown
 
 
 def test_the_header_is_yaml(trained, tmp_path):
@@ -73,6 +91,8 @@ def test_safetensors_say_the_same(trained, tmp_path):
     assert (metadata["parameters"], metadata["licence"]) == ("3989", "mit")
     (score,) = json.loads(metadata["scores"])
     assert f"{score['PSNR']:.3f}" in text
+    assert f"- effort: {metadata['training_effort']}\n" in text
+    assert f"- code: {metadata['training_code']}\n" in text
     assert json.loads(metadata["recipe"])["lr"] == "0.001"
     assert json.loads(metadata["training_data"])[0]["digest"][:16] in text
     facts = load_tensors(tmp_path / "KRGN_x2.safetensors")["facts"]

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 
@@ -123,6 +124,31 @@ def test_sigterm_to_the_launcher_saves_one_state_of_all(small_set):
     assert process.returncode != 0
     assert out.count("state saved after 0 epochs and") == 1
     state_is_good(small_set)
+
+
+def test_a_signal_ends_a_process_whose_partner_never_comes(small_set):
+    """It waits in C++, where Python's handlers are not called."""
+    environment = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    process = Program("main.py", *small_run(small_set), env=os.environ | environment)
+    wait_for(process, "device: CPU")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == -signal.SIGTERM
+
+
+def test_processes_that_do_not_find_one_another_say_so(small_set):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        environment = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        environment["MASTER_PORT"] = str(taken.getsockname()[1])
+        process = Program("main.py", *small_run(small_set), env=os.environ | environment)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "do not find one another" in line
+    assert "MASTER_PORT" in line
+    assert "Traceback" not in err
 
 
 def test_a_batch_that_does_not_divide(small_set):

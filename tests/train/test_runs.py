@@ -385,6 +385,16 @@ def test_a_signal_where_exceptions_are_dropped_is_not_lost():
     assert (run.returncode, run.stdout, run.stderr) == (143, "ending\n", "interrupted by SIGTERM\n")
 
 
+def test_a_signal_within_an_import_is_not_lost():
+    """Some modules' C code drops whatever is raised while it imports."""
+    dropped = """with errors.importing():
+            try: os.kill(os.getpid(), signal.SIGTERM)
+            except BaseException: pass"""
+    code = STUBBORN.replace("time.sleep(30)", dropped)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert (run.returncode, run.stdout, run.stderr) == (143, "ready\n", "interrupted by SIGTERM\n")
+
+
 def test_nohup_is_respected():
     code = STUBBORN.replace("time.sleep(30)", "os.kill(os.getpid(), signal.SIGHUP)")
     run = subprocess.run(["nohup", sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -33,6 +33,7 @@ from runtime.files import save_tensors
 from studies import verify_resume
 from train import build, monitor, trainer
 from train.optim import MovingAverage, OptimizerConfig, Schedule, make_optimizer, make_scheduler, step_if
+from train.state import Progress
 from train.step import TrainStep
 
 # --- the learning rate ---
@@ -238,6 +239,17 @@ def test_an_exploded_loss_keeps_the_last_good_state(small_set, monkeypatch):
     monkeypatch.setattr(Loss, "forward", forward)
     launch("--cpu", "--n_threads", "0", "--load", "small", "--dir_experiment", folder.parent)
     assert len(history(folder)) == 2
+
+
+def test_why_weights_are_not_saved_is_told_apart():
+    options = {"skip_threshold": 1e8, "half_precision": False, "run": "run", "lr": 1e-4, "has_state": lambda: True}
+    watch = monitor.Monitor(Progress([0.0], 4, last_loss=1.0), terms=["L1"], adversarial=False, **options)
+    told = []
+    for loss in (math.nan, math.nan, 1000.0, math.nan):  # the mean of recent losses is 51 times the last epoch's
+        watch.book(SimpleNamespace(good=loss < 1e8, losses=[loss], norms=[1.0], batch=1, names=["0001"]))
+        told.append(watch.why_suspect())
+    exploded = "the loss has exploded"
+    assert told == ["the last batch was skipped", "the last 2 batches were skipped", exploded, exploded]
 
 
 @pytest.mark.parametrize("ahead", [1, 3])
