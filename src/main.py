@@ -23,6 +23,7 @@ def main(args: Options) -> None:
         from model.recalibration import fold
         from runtime import distributed
         from runtime.experiment import Experiment
+        from runtime.files import digest
         from runtime.hardware import choose_device, keep_memory
         from runtime.log import start_log
         from runtime.provenance import hardware
@@ -64,6 +65,8 @@ def main(args: Options) -> None:
             teach(train_set, args.teacher, device)
         if distributed.is_main():
             facts = {"hardware": hardware(device, n_gpus=args.n_GPUs), "data": describe_data(train_set, test_sets)}
+            if args.test_only:
+                facts["weights"] = digest(Path(args.pre_train))
             experiment.create(args.values(), training=not args.test_only, reset=args.reset, facts=facts)
         distributed.barrier()
         if args.test_only:

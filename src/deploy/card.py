@@ -17,7 +17,7 @@ from evaluation.results import SetResult, read_result
 from model.checkpoint import Checkpoint, model_of
 from model.networks import count_parameters, describe
 from runtime.errors import UserError, printable
-from runtime.files import read_json, read_regular
+from runtime.files import digest, read_json, read_regular
 
 log = logging.getLogger("krgn")
 
@@ -109,7 +109,7 @@ def gather(source: Path, checkpoint: Checkpoint, trained: nn.Module, folded: nn.
         data=[each for each in training if _is_set(each)] if isinstance(training, list) else [],
         effort=_effort(sessions),
         code=_code(sessions),
-        scores=_scores(folder, architecture, {source.stem, stem}) if folder else [],
+        scores=_scores(folder, architecture, source, stem) if folder else [],
     )
 
 
@@ -206,8 +206,8 @@ def _code(sessions: list[dict]) -> str:
     return printable("; ".join(named + torch))
 
 
-def _scores(folder: Path, architecture: str, tested: set[str]) -> list[SetResult]:
-    """The results of tests of this network, from the file whose stem is among `tested`."""
+def _scores(folder: Path, architecture: str, source: Path, stem: str) -> list[SetResult]:
+    """The results of tests of this network: of `source` as it is now, or of the exported file, called `stem`."""
     found = []
     for table in sorted([*folder.glob("scores-*.json"), *folder.glob("*/scores-*.json")], key=_natural):
         try:
@@ -215,8 +215,11 @@ def _scores(folder: Path, architecture: str, tested: set[str]) -> list[SetResult
         except UserError as error:
             log.warning("%s: not in the model card", error)
             continue
-        of = Path(_options(table.parent / "config_test.txt").get("pre_train", "")).stem
-        if result.network == architecture and of in tested:
+        test = _options(table.parent / "config_test.txt")
+        of, weights = Path(test.get("pre_train", "")).stem, test.get("weights sha256")
+        if of == source.stem and weights not in (None, digest(source)):  # tests of older versions have no digest
+            log.info("%s: is of %s as it was before, so it is not in the model card: test again", table, source.name)
+        elif result.network == architecture and of in (source.stem, stem):
             found.append(result)
         else:
             log.info("%s: is of other weights (%s), so it is not in the model card", table, of or "unknown")

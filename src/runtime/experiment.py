@@ -106,7 +106,8 @@ class Experiment:
 
         Args:
             options: the values of all flags.
-            facts: "hardware" and "data" of the run, as `provenance` describes them.
+            facts: "hardware" and "data" of the run, as `provenance` describes them, and "weights", the SHA-256 of the
+                file that is tested.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

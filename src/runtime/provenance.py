@@ -132,6 +132,8 @@ def as_text(options: dict, facts: dict) -> str:
     lines += [f"git commit: {git_commit()}", f"uncommitted changes: {'unknown' if dirty is None else _yes(dirty)}"]
     lines += [f"{name}: {value}" for name, value in versions().items()]
     lines += ["", *(f"{name}: {value}" for name, value in facts.get("hardware", {}).items())]
+    if "weights" in facts:
+        lines.append(f"weights sha256: {facts['weights']}")
     for role, sets in facts.get("data", {}).items():
         lines += [
             f"{role} set {each['set']}: {each['images']} images, {each['bytes']} bytes, digest {each['digest']}"

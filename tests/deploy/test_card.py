@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -14,6 +15,7 @@ import export
 import model
 from deploy import card
 from model.weights import load_tensors
+from runtime.files import save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +141,18 @@ def test_a_readme_of_somebody_else_stays(trained, tmp_path, capsys):
     (tmp_path / "README.md").write_text(first + "my words\n")
     assert exported(trained, tmp_path).endswith("my words\n")
     export.main(["--check", str(tmp_path)])
+
+
+def test_scores_of_the_weights_before_they_were_trained_on_are_left_out(trained, tmp_path, capsys):
+    """The file keeps its name when a run goes on; its test has the digest of what was tested."""
+    run = tmp_path / "experiment/small"
+    shutil.copytree(trained, run)
+    assert "scores-Small" not in capsys.readouterr().out
+    best = run / "model/model_best.pt"
+    content = load_tensors(best)
+    content["facts"]["epoch"] = 2
+    save_tensors(best, content)
+    text = exported(run, tmp_path / "out")
+    assert "| Small x2 |" not in text
+    said = capsys.readouterr().out
+    assert "small/scores-Small.json: is of model_best.pt as it was before, so it is not in the model card" in said
