@@ -54,6 +54,18 @@ def site(tmp_path_factory) -> Path:
     return folder / "out"
 
 
+@pytest.fixture(scope="module")
+def extreme(tmp_path_factory) -> tuple[Path, KRGN, ExportContext]:
+    """The graph of a network with weights that float16 cannot hold, the network, and what it was exported with."""
+    path, network = tmp_path_factory.mktemp("extreme") / "x_web.onnx", KRGN(**SHAPE, recalibrated=False).eval()
+    with torch.no_grad():
+        network.features_fusion_module[2].weight *= 1e6
+        network.upsampler[0].weight *= 1e-6
+    context = ExportContext(torch.rand(1, 3, 20, 24) * 255)
+    web_form.write_onnx(network, path, context)
+    return path, network, context
+
+
 def by_torch(site: Path, pixels: np.ndarray) -> np.ndarray:
     """The folded network's picture, uint8 (H, W, 3) -> float (3 H, 3 W, 3)."""
     network = rebuild(unpack(load_tensors(site / "KRGN_x3.safetensors"), "")).eval()
@@ -84,18 +96,14 @@ def test_the_folder_is_whole_and_names_no_other_host(site):
         assert hosts <= {b"web.dev"}
 
 
-def test_kernels_are_stored_in_float16_where_that_is_invisible(site, tmp_path):
+def test_kernels_are_stored_in_float16_where_that_is_invisible(site, extreme, tmp_path):
     import onnx
 
     model = onnx.load(site / "KRGN_x3_web.onnx")
     kinds = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) >= 2}
     assert kinds == {onnx.TensorProto.FLOAT16}
-    path, network = tmp_path / "x_web.onnx", KRGN(**SHAPE, recalibrated=False).eval()
-    with torch.no_grad():
-        network.features_fusion_module[2].weight *= 1e6  # beyond what float16 holds
-        network.upsampler[0].weight *= 1e-6
-    context = ExportContext(torch.rand(1, 3, 20, 24) * 255)
-    web_form.write_onnx(network, path, context)
+    graph, network, context = extreme
+    path = Path(shutil.copy(graph, tmp_path))
     web_form.store_weights_in_float16(path, network, context)
     assert all(tensor.data_type != onnx.TensorProto.FLOAT16 for tensor in onnx.load(path).graph.initializer)
     image = context.example
@@ -116,7 +124,7 @@ def test_the_page_knows_whether_tiles_are_exact(network, exact, tmp_path):
     assert (facts["file"], facts["scale"]) == ("NAME_x2_web.onnx", network.hyperparameters["scale"])
 
 
-def test_check_finds_what_was_changed(site, tmp_path, capsys):
+def test_check_finds_what_was_changed(site, extreme, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(site, out)
     export.main(["--check", str(out)])
@@ -129,7 +137,7 @@ def test_check_finds_what_was_changed(site, tmp_path, capsys):
         shutil.copy(site / name, out)
     # Another network's graph, and a report that vouches for it.
     path = out / "KRGN_x3_web.onnx"
-    web_form.write_onnx(KRGN(**SHAPE, recalibrated=False).eval(), path, ExportContext(torch.rand(1, 3, 20, 24)))
+    shutil.copy(extreme[0], path)
     report = json.loads((out / "export.json").read_text())
     report["files"][path.name]["files"][path.name]["sha256"] = digest(path)
     (out / "export.json").write_text(json.dumps(report))
