@@ -10,4 +10,5 @@ echo "== mypy"
 "$PYTHON" -m mypy
 echo "== pytest"
 # Test files are distributed over processes with one thread each; more threads than cores would slow one another down.
-OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
+# tests/conftest.py puts the slow ones first, an order that xdist would change.
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

@@ -18,8 +18,17 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 
 
+# The files that take longest, the longest first: begun last, one of them would keep a single process busy at the end.
+SLOW = (
+    "train/test_auto_resume.py", "deploy/test_web.py", "deploy/test_export.py", "test_main.py", "model/test_cffb.py",
+    "train/test_training.py", "train/test_distributed.py", "model/test_cffb_gpu.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` run where there is one."""
+    """Slow files come first; tests marked `gpu` run where there is one."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
