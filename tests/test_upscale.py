@@ -4,6 +4,7 @@ import io
 import json
 import re
 import signal
+import sys
 from pathlib import Path
 
 import browser
@@ -483,6 +484,21 @@ def test_ctrl_c_ends_with_130_and_the_run_goes_on(tmp_path, weights, photo):
     assert ended.returncode == 0
     assert len(list((tmp_path / "many_x2").iterdir())) == 4
     assert {path: path.stat().st_mtime_ns for path in done} == before
+
+
+def test_a_terminal_has_a_bar_instead_of_a_line_for_each_picture(tmp_path, weights, photo, monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for number in range(2):
+        Image.fromarray(photo[:30, :40]).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    upscale.main([str(tmp_path), "--model", str(weights), "--cpu"])
+    assert re.search(r"1/2 images.* of 0\.00 MP \[.* left, .*MP/s\]", sys.stderr.getvalue())
+    said = capsys.readouterr().out
+    assert "2 pictures of 0.00 megapixels enlarged" in said
+    assert " -> " not in said
 
 
 # --- the page ---

@@ -105,6 +105,7 @@ class _Turn:
     def __init__(self, runner: ImageRunner, job: Job, bar: tqdm, writer: Writer, outcome: Outcome):
         self.runner, self.job, self.bar, self.writer, self.outcome = runner, job, bar, writer, outcome
         self.name = printable(job.source)
+        self.logged = bool(bar.disable)  # now: a bar that was closed is disabled too
 
     def run(self, count: str, size) -> None:
         """Enlarges the picture and hands it to the writer; a failure of this picture alone is noted.
@@ -157,7 +158,7 @@ class _Turn:
             ) from None
         self.outcome.done.append(self.job)
         self.outcome.megapixels += height * width / 1e6
-        if self.bar.disable:
+        if self.logged:
             log.info("%s", line)
 
     def _fail(self, message: str) -> None:
