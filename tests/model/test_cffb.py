@@ -492,6 +492,8 @@ def test_without_a_request_nothing_is_built(tmp_path):
 
 def test_a_library_is_built_for_the_dtype_that_was_requested_and_for_no_other(tmp_path):
     code = (
+        "from model.cffb import library\n"
+        "library.OPTIONS[0] = '-O0'\n"  # which takes a compiler a fourth of the time
         "x, branches = torch.rand(1, 16, 5, 6), network.body[0].blocks[0].conv_acts\n"
         "assert cffb.build()\n"
         "assert cffb.fits(x, *branches)\n"
