@@ -96,11 +96,10 @@ def workers(launcher: int) -> dict[int, int]:
     return found
 
 
-def test_torchrun_restarts_a_killed_process_and_passes_sigterm_on(small_set):
-    """Rank 0, which has the lock and saves, is killed within an epoch; later all are stopped, which leaves one state of
-    all. The weights are those of an undisturbed run."""
+def test_torchrun_restarts_a_killed_process(small_set):
+    """Rank 0, which has the lock and saves, is killed within an epoch: same weights as undisturbed."""
     experiments = small_set.parent / "experiment"
-    line = small_run(small_set, *FLAGS, "--test_every", "60")
+    line = small_run(small_set, *FLAGS)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max_restarts=3"]
     process = subprocess.Popen(
         [*torchrun, "--master_addr=127.0.0.1", f"--master_port={free_port()}", "main.py", *line],
@@ -109,13 +108,9 @@ def test_torchrun_restarts_a_killed_process_and_passes_sigterm_on(small_set):
     )  # fmt: skip
     wait_for(process, "[4/")
     os.kill(workers(process.pid)[0], signal.SIGKILL)
-    wait_for(process, "[epoch 2] learning rate")
-    os.kill(process.pid, signal.SIGTERM)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode != 0
-    assert out.count("state saved after 1 epochs and") == 1, err[-3000:]
-    assert (1, 0) <= progress(experiments / "small") < (1, 60)
-    assert run(2, *line).returncode == 0
+    out, err = process.communicate(timeout=170)
+    assert process.returncode == 0, err[-3000:]
+    assert out.count(f"[{BATCHES}/{BATCHES}]") == 2
     assert run(2, *line, "--save", "undisturbed").returncode == 0
     assert equal(weights(experiments / "small"), weights(experiments / "undisturbed"))
     assert [row["loss"] for row in history(experiments / "small")] == [

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import small_run
+from conftest import SRC, small_run
 from forked import Program
 from helpers import history, launch, scores, wait_for, weights
 
@@ -107,6 +108,21 @@ def test_a_rank_that_dies_ends_the_run_with_an_error(small_set):
     _, err = survivor.communicate(timeout=90)
     assert survivor.returncode == 1
     assert "another process of this run has ended" in err
+    state_is_good(small_set)
+
+
+def test_sigterm_to_the_launcher_saves_one_state_of_all(small_set):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
+    process = subprocess.Popen(
+        [*torchrun, f"--master_port={free_port()}", "main.py", *endless(small_set)],
+        cwd=SRC, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    wait_for(process, "[5/")
+    os.kill(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert out.count("state saved after 0 epochs and") == 1
     state_is_good(small_set)
 
 
