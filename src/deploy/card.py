@@ -208,7 +208,7 @@ def _code(sessions: list[dict]) -> str:
 
 def _scores(folder: Path, architecture: str, source: Path, stem: str) -> list[SetResult]:
     """The results of tests of this network: of `source` as it is now, or of the exported file, called `stem`."""
-    found = []
+    found, now = [], digest(source)
     for table in sorted([*folder.glob("scores-*.json"), *folder.glob("*/scores-*.json")], key=_natural):
         try:
             result = read_result(table)
@@ -217,7 +217,7 @@ def _scores(folder: Path, architecture: str, source: Path, stem: str) -> list[Se
             continue
         test = _options(table.parent / "config_test.txt")
         of, weights = Path(test.get("pre_train", "")).stem, test.get("weights sha256")
-        if of == source.stem and weights not in (None, digest(source)):  # tests of older versions have no digest
+        if of == source.stem and weights not in (None, now):  # tests of older versions have no digest
             log.info("%s: is of %s as it was before, so it is not in the model card: test again", table, source.name)
         elif result.network == architecture and of in (source.stem, stem):
             found.append(result)
