@@ -33,7 +33,7 @@ SPANDREL = "spandrel"  # any network that the package of this name reads off a f
 MODELS = NETWORKS | {SPANDREL: {}}  # which flags describe each network, with its defaults where none is given
 _NETWORK = ("n_feats", "n_resgroups", "n_resblocks", "groups", "dilation", "act", "res_scale", "reduction", "kernels")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "none")
-OPTIMIZERS = ("ADAM", "SGD", "RMSprop", "ADAMW")
+OPTIMIZERS = ("ADAM", "SGD", "RMSprop", "ADAMW", "MUON")
 LEARNED = ("lpips", "dists")  # --perceptual
 METRICS = ("PSNR", "SSIM", *(name.upper() for name in LEARNED))  # --best_by
 
@@ -438,13 +438,13 @@ def _optimisation_flags(add) -> None:
     add("--ema", type=number(least=0, below=1), default=0, metavar="D",
         help="keep an exponential moving average (EMA) of the weights with this decay, as in 0.999, and validate and release it; 0: none (default 0)")
     add("--optimizer", type=one_of(OPTIMIZERS), default="ADAM", metavar="NAME",
-        help=f"one of {', '.join(OPTIMIZERS)} (default ADAM)")
+        help=f"one of {', '.join(OPTIMIZERS)}; MUON is for dense weights, with ADAMW for the rest (default ADAM)")
     add("--momentum", type=number(least=0), default=0.9, metavar="M",
         help="momentum of SGD and RMSprop (default 0.9)")
     add("--betas", type=number(least=0, below=1), nargs=2, default=(0.9, 0.999), metavar=("B1", "B2"),
-        help="decay of the moments of ADAM and ADAMW (default 0.9 0.999)")
+        help="decay of the moments of ADAM, ADAMW and MUON's ADAMW (default 0.9 0.999)")
     add("--epsilon", type=number(above=0), default=1e-8, metavar="E",
-        help="added to the denominator of ADAM, ADAMW and RMSprop (default 1e-8)")
+        help="added to the denominator of ADAM, ADAMW, MUON's ADAMW and RMSprop (default 1e-8)")
     add("--weight_decay", type=number(least=0), default=0, metavar="W", help="weight decay (default 0)")
     add("--gclip", type=number(least=0), default=0, metavar="V",
         help="clip each gradient to -V..V; 0: no clipping (default 0)")

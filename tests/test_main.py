@@ -168,7 +168,7 @@ def test_split_batch_gives_the_same_training(small_set):
         ("--optimizer", "ADAMW", "--weight_decay", "0.01", "--rgb_range", "1"),
         ("--n_colors", "1", "--chop", "--self_ensemble", "--ext", "img"),
         ("--ext", "sep_reset", "--groups", "2", "--no_augment", "--test_every", "0"),
-        ("--precision", "bf16"),
+        ("--precision", "bf16", "--optimizer", "MUON"),
     ],
 )
 def test_every_kind_of_training(small_set, flags):

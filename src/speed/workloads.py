@@ -179,7 +179,7 @@ def prepare_training(
     if published:
         optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-4)
     else:
-        optimizer = make_optimizer(network.parameters(), OptimizerConfig())
+        optimizer = make_optimizer(network, OptimizerConfig())
         lr = lr.contiguous(memory_format=torch.channels_last)
     loss = torch.nn.L1Loss()
     running = InPrecision(torch.compile(network) if compiled else network, torch.device(device), precision)

@@ -265,7 +265,7 @@ def measured_costs(settings: Settings, *, cpu: bool) -> Costs:
         network = KRGN(scale=settings.scale, n_feats=settings.n_feats, n_resgroups=settings.n_resgroups, **kernels).to(
             device, memory_format=torch.channels_last
         )
-        optimizer = make_optimizer(network.parameters(), OptimizerConfig())
+        optimizer = make_optimizer(network, OptimizerConfig())
 
         def step():
             optimizer.zero_grad(set_to_none=True)

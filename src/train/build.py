@@ -138,12 +138,12 @@ def build_step(args, network: nn.Module, device: torch.device) -> TrainStep:
         # Adam without momentum, as WGAN-GP's paper finds necessary (arXiv 1704.00028, algorithm 1).
         wgan = OptimizerConfig("ADAM", args.lr, args.weight_decay, betas=(0.0, 0.9), epsilon=args.epsilon)
         critic_config = wgan if loss.adversary.kind == "WGAN_GP" else config
-        critic_optimizer = make_optimizer(loss.adversary.discriminator.parameters(), critic_config)
+        critic_optimizer = make_optimizer(loss.adversary.discriminator, critic_config)
     return TrainStep(
         network,
         _as_it_runs(args, network, device),
         loss,
-        make_optimizer(network.parameters(), config),
+        make_optimizer(network, config),
         critic_optimizer,
         device=device,
         scaler=torch.amp.GradScaler(device.type, enabled=args.precision == "half"),

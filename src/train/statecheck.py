@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Adam, Optimizer, RMSprop
 
 from runtime.errors import UserError, printable
+from train.muon import Muon
 
 
 class Misfit(Exception):
@@ -80,7 +81,9 @@ def same_optimizer(name: str, got, optimizer: Optimizer) -> None:
 
 
 def _same_moments(name: str, got: dict, optimizer: Optimizer, parameter: nn.Parameter) -> None:
-    if isinstance(optimizer, Adam):  # AdamW too
+    if isinstance(optimizer, Muon) and optimizer.is_matrix(parameter):
+        wanted = {"momentum_buffer"}
+    elif isinstance(optimizer, Adam | Muon):  # AdamW too
         wanted = {"step", "exp_avg", "exp_avg_sq"}
     elif isinstance(optimizer, RMSprop):
         wanted = {"step", "square_avg"} | ({"momentum_buffer"} if optimizer.defaults["momentum"] else set())

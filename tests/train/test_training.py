@@ -68,10 +68,10 @@ def test_the_rate_does_not_depend_on_stops(flags):
     args = parse_args(flags.split())
     network = torch.nn.Linear(1, 1)
     schedule = build.build_schedule(args, epoch_batches=5)
-    optimizer = make_optimizer(network.parameters(), OptimizerConfig())
+    optimizer = make_optimizer(network, OptimizerConfig())
     scheduler = make_scheduler(optimizer, schedule)
     for batch in range(25):
-        other = make_optimizer(network.parameters(), OptimizerConfig())
+        other = make_optimizer(network, OptimizerConfig())
         other.load_state_dict(optimizer.state_dict())
         make_scheduler(other, schedule, done=batch)
         assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
@@ -164,14 +164,14 @@ def one_step(small_set: Path, monkeypatch, loss) -> tuple:
     return seen, small_set.parent / "experiment/small"
 
 
-@pytest.mark.parametrize("name", ["ADAM", "ADAMW", "SGD", "RMSprop"])
+@pytest.mark.parametrize("name", ["ADAM", "ADAMW", "MUON", "SGD", "RMSprop"])
 def test_a_step_that_is_not_made_changes_nothing(name):
     """Neither weights nor what the optimizer remembers, be it the first step or a later one."""
     steps, ends = [True, True], []
     for plan in (steps, [False, *steps], [True, False, True]):
         torch.manual_seed(0)
         network = KRGN(scale=2, n_feats=8, n_resgroups=1)
-        optimizer = make_optimizer(network.parameters(), OptimizerConfig(name, lr=1e-3))
+        optimizer = make_optimizer(network, OptimizerConfig(name, lr=1e-3))
         for good in plan:
             for parameter in network.parameters():
                 parameter.grad = torch.ones_like(parameter) * (1 if good else math.nan)
