@@ -457,7 +457,7 @@ def _optimisation_flags(add) -> None:
     add("--vgg_weights", default="", metavar="FILE",
         help="VGG19's weights as torchvision publishes them, for VGG22 and VGG54 (default: downloaded once)")
     add("--skip_threshold", type=number(above=0), default=1e8, metavar="F",
-        help="skip a batch whose loss is above F times the mean loss of the epoch before (default 1e8)")
+        help="skip a batch whose loss is above F times the mean loss of the epoch before, in the first epoch of its batches so far (default 1e8)")
 
 
 def _testing_flags(add) -> None:

@@ -17,6 +17,7 @@ log = logging.getLogger("krgn")
 MAX_SKIPPED = 100  # consecutive skips that end a run: it will not recover
 DIVERGED = 10  # times the last epoch's mean loss: from there on the weights are no good
 RECENT = 20  # batches over which the loss is averaged for that
+FIRST = 100  # batches of a run after which their mean loss can be compared with
 SMALLER_SCALES = 24  # times that half precision may halve its scale, 2^16 at first, before something else is wrong
 
 
@@ -53,10 +54,13 @@ class StepStats:
 class Monitor:
     """Books each step in a run's progress.
 
+    What a loss is compared with, the reference, is the mean of the epoch before. In the first epoch it is the mean of
+    its batches so far, from the hundredth on, and does not rise again: an explosion must not become its own measure.
+
     Args:
         terms: names of the loss's terms.
         adversarial: whether a discriminator's loss comes after theirs.
-        skip_threshold: a batch is skipped whose loss is above this times the mean loss of the epoch before.
+        skip_threshold: a batch is skipped whose loss is above this times the reference.
         half_precision: whether gradients are scaled, and may overflow without anything being wrong.
         run: the run's name, and `lr` its learning rate, for advice.
         has_state: whether a state was saved.
@@ -76,14 +80,14 @@ class Monitor:
     weights_suspect: bool = False
 
     def __post_init__(self):
-        last = self.progress.last_loss
+        last = self.progress.reference_loss
         self.recent = last if math.isfinite(last) else 0.0  # moving average of the loss over `RECENT` batches
 
     @property
     def loss_limit(self) -> float:
         """The loss above which a batch is skipped. A Wasserstein distance may be below zero, which says nothing about
         what is too large."""
-        last = self.progress.last_loss
+        last = self.progress.reference_loss
         return self.skip_threshold * last if last > 0 else math.inf
 
     def book(self, stats: StepStats, *, alone: bool = False) -> bool:
@@ -100,6 +104,8 @@ class Monitor:
             progress.sums = [total + value for total, value in zip(progress.sums, stats.losses, strict=True)]
             progress.norms += stats.norms[0]
             progress.counted += 1
+            if progress.epoch == 0 and progress.counted >= FIRST:
+                progress.reference_loss = min(progress.reference_loss, self.means()["loss"])
             self.recent += (self._loss(stats) - self.recent) / RECENT
             progress.consecutive_skips, self.weights_suspect = 0, self.loss_exploded()
             return True
@@ -130,8 +136,8 @@ class Monitor:
         return self.progress.norms / self.progress.counted if self.progress.counted else math.nan
 
     def loss_exploded(self) -> bool:
-        """Whether the loss is far above the last epoch's. A discriminator's part of it says nothing about that."""
-        return not self.adversarial and self.recent > DIVERGED * self.progress.last_loss > 0
+        """Whether the loss is far above the reference. A discriminator's part of it says nothing about that."""
+        return not self.adversarial and self.recent > DIVERGED * self.progress.reference_loss > 0
 
     def why_suspect(self) -> str:
         """Why the weights are not saved while they are suspect."""
@@ -143,7 +149,7 @@ class Monitor:
     def check(self) -> None:
         """Raises Diverged if the loss has exploded."""
         if self.loss_exploded():
-            why = f"the loss rose from {self.progress.last_loss:.4g} in the last epoch to {self.recent:.4g}"
+            why = f"the loss rose from {self.progress.reference_loss:.4g} {self._when} to {self.recent:.4g}"
             raise self._diverged(why, "set --skip_threshold")
 
     def _diverged(self, why: str, instead: str) -> Diverged:
@@ -177,4 +183,9 @@ class Monitor:
             return f"its gradient's norm is {norms[0]}"
         if not math.isfinite(sum(norms)):
             return f"its discriminator's gradient's norm is {norms[1]}"
-        return f"its loss {loss:.4g} is above {self.loss_limit:.4g}, --skip_threshold times that of the last epoch"
+        return f"its loss {loss:.4g} is above {self.loss_limit:.4g}, --skip_threshold times the mean {self._when}"
+
+    @property
+    def _when(self) -> str:
+        """Of which batches the reference is the mean."""
+        return "in the last epoch" if self.progress.epoch else "in this epoch so far"

@@ -30,7 +30,7 @@ class Progress:
         batch: batches done in the epoch after that.
         sums: of each loss over the good batches of this epoch, `counted` of them; `norms` of their gradients' norms.
         seconds: training time of this epoch.
-        last_loss: mean loss of the epoch before, for --skip_threshold.
+        reference_loss: what losses are compared with (`Monitor`); infinite before there is one.
         best: the best epoch so far: its score (as "psnr", or the metric of --best_by), "epoch", and "on", what
             it was chosen by.
         history: a row an epoch; `skipped`: a row for each batch that never reached the weights.
@@ -45,7 +45,7 @@ class Progress:
     norms: float = 0.0
     counted: int = 0
     seconds: float = 0.0
-    last_loss: float = math.inf
+    reference_loss: float = math.inf
     best: dict = field(default_factory=dict)
     history: list[dict] = field(default_factory=list)
     skipped: list[dict] = field(default_factory=list)
@@ -64,7 +64,7 @@ def all_done(epoch: int, epochs: float) -> str:
     return f"nothing to do: {epoch} of {epochs} epochs are done (raise --epochs to go on)" if finished else ""
 
 
-_NAMES_IN_FILE = {"consecutive_skips": "in_a_row"}  # where a state file has another one
+_NAMES_IN_FILE = {"consecutive_skips": "in_a_row", "reference_loss": "last_loss"}  # where a state file has another name
 
 
 @dataclass

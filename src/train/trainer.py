@@ -235,7 +235,7 @@ class Trainer:
 
         progress.best, progress.history = best, history
         if progress.counted:
-            progress.last_loss = row["loss"]
+            progress.reference_loss = row["loss"]
         progress.begin_epoch()
         self._save_state()
         if self.plan.keep_epochs and distributed.is_main() and not self.monitor.weights_suspect:

@@ -243,13 +243,40 @@ def test_an_exploded_loss_keeps_the_last_good_state(small_set, monkeypatch):
 
 def test_why_weights_are_not_saved_is_told_apart():
     options = {"skip_threshold": 1e8, "half_precision": False, "run": "run", "lr": 1e-4, "has_state": lambda: True}
-    watch = monitor.Monitor(Progress([0.0], 4, last_loss=1.0), terms=["L1"], adversarial=False, **options)
+    watch = monitor.Monitor(Progress([0.0], 4, epoch=1, reference_loss=1.0), terms=["L1"], adversarial=False, **options)
     told = []
     for loss in (math.nan, math.nan, 1000.0, math.nan):  # the mean of recent losses is 51 times the last epoch's
         watch.book(SimpleNamespace(good=loss < 1e8, losses=[loss], norms=[1.0], batch=1, names=["0001"]))
         told.append(watch.why_suspect())
     exploded = "the loss has exploded"
     assert told == ["the last batch was skipped", "the last 2 batches were skipped", exploded, exploded]
+
+
+def test_the_first_epoch_is_compared_with_its_own_batches():
+    """From the hundredth on; an explosion does not raise what it is compared with."""
+    progress = Progress([0.0], 4)
+    options = {"skip_threshold": 3.0, "half_precision": False, "run": "run", "lr": 1e-4, "has_state": lambda: True}
+    watch = monitor.Monitor(progress, terms=["L1"], adversarial=False, **options)
+
+    def book(loss, count, good=True):
+        for _ in range(count):
+            watch.book(SimpleNamespace(good=good, losses=[loss], norms=[1.0], batch=1, names=["0001"]))
+
+    book(8.0, 99)
+    assert watch.loss_limit == math.inf
+    book(8.0, 1)
+    assert watch.loss_limit == 24
+    book(4.0, 100)
+    assert watch.loss_limit == 18  # the mean is 6
+    book(30.0, 1, good=False)
+    assert (
+        progress.skipped[0]["reason"] == "its loss 30 is above 18, --skip_threshold times the mean in this epoch so far"
+    )
+    book(1000.0, 1000)
+    assert watch.loss_limit == 18
+    assert watch.weights_suspect
+    with pytest.raises(monitor.Diverged, match="the loss rose from 6 in this epoch so far to 1000: training diverged"):
+        watch.check()
 
 
 @pytest.mark.parametrize("ahead", [1, 3])
