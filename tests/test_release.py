@@ -134,7 +134,7 @@ def test_the_pages_say_what_the_table_says_of_bicubic(scale):
 
 @SCALES
 def test_the_pages_quote_what_is_published(scale):
-    for name in ("SRCNN", "CFGN", "KRGN"):
+    for name in ("SRCNN", "IMDN", "CFGN", "KRGN"):
         cells = [f"{psnr:.2f} / {ssim:.4f}" for psnr, ssim in PUBLISHED[name, scale].scores[:2]]
         assert f"| x{scale} | {name} | published | {' | '.join(cells)} | |" in RELEASED
         assert name == "SRCNN" or f"| {name} | published | {' | '.join(cells)} | |" in README
