@@ -62,7 +62,7 @@ def main(args: Options) -> None:
             test_sets = build_test_sets(args)
             train_set = None if args.test_only else build_train_set(args)
         if train_set is not None and args.teacher:
-            teach(train_set, args.teacher, device)
+            teach(train_set, args.teacher, device, views=args.teacher_views)
         if distributed.is_main():
             facts = {"hardware": hardware(device, n_gpus=args.n_GPUs), "data": describe_data(train_set, test_sets)}
             if args.test_only:

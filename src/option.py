@@ -451,9 +451,11 @@ def _optimisation_flags(add) -> None:
     add("--loss", type=loss_terms, default=((1.0, "L1"),), metavar="W*NAME+...",
         help=f"weighted sum of losses, as in 5*VGG54+0.15*GAN; there are {', '.join(LOSSES)} (default 1*L1)")
     add("--teacher", type=weights_file, default="", metavar="FILE",
-        help="distillation: learn from the SR images of this network too, any that --pre_train or the package spandrel reads; they are made once, self-ensembled, and kept beside the training set's decoded copies (default: none)")
+        help="distillation: learn from the SR images of this network too, any that --pre_train or the package spandrel reads; they are made once and kept beside the training set's decoded copies (default: none)")
     add("--distill", type=number(least=0), default=1, metavar="W",
         help="weight of the L1 distance to the --teacher's SR (default 1)")
+    add("--teacher_views", type=int, choices=(1, 8), default=8,
+        help="8: the teacher's SR is self-ensembled, the mean over eight flips and rotations; 1: it is not, which takes an eighth of the time (default 8)")
     add("--vgg_weights", default="", metavar="FILE",
         help="VGG19's weights as torchvision publishes them, for VGG22 and VGG54 (default: downloaded once)")
     add("--skip_threshold", type=number(above=0), default=1e8, metavar="F",
@@ -597,6 +599,8 @@ def _check_requests(options: Options) -> None:
         raise OptionError(f"--resume {options.resume} goes back in a run: name the run with --load")
     if "distill" in options.given and not (options.teacher or options.load or options.auto_resume):
         raise OptionError(f"--distill {options.distill:g} is the weight of a teacher: give its --teacher FILE")
+    if "teacher_views" in options.given and not (options.teacher or options.load or options.auto_resume):
+        raise OptionError(f"--teacher_views {options.teacher_views} is of a teacher: give its --teacher FILE")
     if options.chop and options.tile:
         raise OptionError(f"--chop and --tile {options.tile} are two ways to cut an image: give one of them")
     if not set(options.perceptual) <= set(LEARNED):

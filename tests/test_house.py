@@ -17,6 +17,7 @@ import export
 import kl
 import prepare
 import report
+import subimages
 import upscale
 from option import build_parser
 from studies import ablation, degrade, demo, verify_resume
@@ -151,6 +152,7 @@ PARSERS = {
     "compare.py": compare.build_parser,
     "prepare.py": prepare.build_parser,
     "report.py": report.build_parser,
+    "subimages.py": subimages.build_parser,
     "bench.py": bench.build_parser,
     "upscale.py": upscale.build_parser,
     "studies.ablation": ablation.build_parser,

@@ -29,7 +29,7 @@ DEFAULTS = {
     "override": (), "auto_resume": False, "save_every": 10, "compile": False, "schedule": "step",
     "warmup": 0, "ema": 0, "lr": 1e-4, "decay": (200,), "gamma": 0.5,
     "optimizer": "ADAM", "momentum": 0.9, "betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0, "gclip": 0,
-    "teacher": "", "distill": 1,
+    "teacher": "", "distill": 1, "teacher_views": 8,
     "vgg_weights": "", "degradation": "bicubic", "tile": 0, "metric_channel": "y", "perceptual": (),
     "loss": ((1.0, "L1"),), "skip_threshold": 1e8, "test_only": False, "chop": False, "self_ensemble": False,
     "dir_experiment": str(ROOT / "experiment"), "save": "test", "tracker": "tensorboard", "no_tensorboard": False,

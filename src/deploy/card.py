@@ -26,7 +26,7 @@ LICENCE = "mit"  # as model hubs write it
 RECIPE = (
     "data_train", "data_range", "degradation", "pre_train", "kernels", "basis", "patch_size", "batch_size",
     "test_every", "epochs", "loss", "optimizer", "betas", "weight_decay", "lr", "schedule", "decay", "gamma", "warmup",
-    "ema", "teacher", "distill", "gclip", "precision", "seed", "data_test", "best_by",
+    "ema", "teacher", "distill", "teacher_views", "gclip", "precision", "seed", "data_test", "best_by",
 )  # fmt: skip
 _DEFAULT_RANGE = "1-800/801-810"  # a plain folder of images has none, unless the flag is given
 _PAPERS = {
@@ -135,6 +135,7 @@ def _recipe(folder: Path) -> dict[str, str]:
         del shown["data_range"]
     if "teacher" not in shown:
         shown.pop("distill", None)
+        shown.pop("teacher_views", None)
     return shown
 
 

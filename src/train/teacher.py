@@ -3,8 +3,8 @@
 In: a file of weights and a `TrainSet`. Out: SR images beside the set's decoded copies, of which the set then cuts
 patches too; the term "teacher" of the loss compares with them. A step costs no more than without a teacher.
 
-The targets are the teacher's mean over the eight flips and rotations, so that they fit a patch's random view as they
-are (distillation: arXiv 1503.02531).
+By default the targets are the teacher's mean over the eight flips and rotations, so that they fit a patch's random view
+as they are (distillation: arXiv 1503.02531).
 """
 
 import logging
@@ -31,14 +31,15 @@ from runtime.files import digest
 log = logging.getLogger("krgn")
 
 
-def teach(train_set: TrainSet, path: str, device: torch.device) -> None:
+def teach(train_set: TrainSet, path: str, device: torch.device, *, views: int) -> None:
     """Has the set cut patches of the teacher's SR images too, which are made where they are missing or outdated.
 
-    Several processes make their parts of them. They lie in bin/teacher_<digest of the file>/ of each set's folder; a
-    stopped run goes on where it was.
+    Several processes make their parts of them. They lie in bin/teacher_<digest of the file>/ of each set's folder, or
+    in teacher_<digest>_1/ if they are of one view; a stopped run goes on where it was.
 
     Args:
         path: of the teacher's weights: any file that --pre_train reads, or the package spandrel.
+        views: 8 for the mean over all flips and rotations, or 1.
 
     Raises:
         UserError: if the teacher cannot be read, or is of another scale or other colours; if the sets have no decoded
@@ -58,11 +59,12 @@ def teach(train_set: TrainSet, path: str, device: torch.device) -> None:
                 f"--teacher: its SR images lie beside the decoded copies of {image_set.name}, which has none: drop "
                 "--ext img, or copy the set to a disk that can be written and name it with --dir_data"
             )
-    kind = f"teacher_{digest(Path(path))[:12]}"
+    kind = f"teacher_{digest(Path(path))[:12]}" + ("_1" if views == 1 else "")
     mine = train_set.images[distributed.rank() :: distributed.world_size()]
     missing = [each for each in mine if not is_fresh(*_files(*each, kind), facts["scale"])]
     if missing:
-        _make(missing, kind, _runner(teacher, device))
+        log.info("teacher: upscaling %d training images, once, %d times each", len(missing), views)
+        _make(missing, kind, _runner(teacher, device, self_ensemble=views == 8))
     distributed.barrier()
     train_set.teacher = kind
     log.info("teacher: %s, its SR images of %d images in bin/%s", path, len(train_set), kind)
@@ -89,7 +91,7 @@ def _files(pair: Pair, image_set: ImageSet, kind: str) -> tuple[Path, Path]:
     return cache_path(image_set.cache_root, pair.lr, kind), pair.lr
 
 
-def _runner(teacher: nn.Module, device: torch.device) -> ImageRunner:
+def _runner(teacher: nn.Module, device: torch.device, *, self_ensemble: bool) -> ImageRunner:
     facts = teacher.hyperparameters
     return ImageRunner(
         teacher.to(device, memory_format=torch.channels_last),
@@ -97,13 +99,12 @@ def _runner(teacher: nn.Module, device: torch.device) -> ImageRunner:
         scale=facts["scale"],
         n_colors=facts["n_colors"],
         rgb_range=facts["rgb_range"],
-        self_ensemble=True,
+        self_ensemble=self_ensemble,
     )
 
 
 def _make(images: list[tuple[Pair, ImageSet]], kind: str, runner: ImageRunner) -> None:
     """Makes the SR images of these LR images."""
-    log.info("teacher: upscaling %d training images, once, eight times each", len(images))
     begun = time.perf_counter()
     disable = None if distributed.is_main() else True
     with torch.inference_mode():

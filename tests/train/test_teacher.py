@@ -33,15 +33,17 @@ def teacher(tmp_path):
     return path
 
 
-def taught_set(small_set, teacher):
+def taught_set(small_set, teacher, views=8):
     found = build_train_set(parse_args(small_run(small_set, "--teacher", str(teacher))))
-    teach(found, str(teacher), CPU)
+    teach(found, str(teacher), CPU, views=views)
     return found
 
 
-def test_targets_are_the_self_ensembled_output_and_made_once(small_set, teacher, capsys):
-    found = taught_set(small_set, teacher)
-    runner = ImageRunner(load_teacher(str(teacher)), device=CPU, scale=2, self_ensemble=True)
+@pytest.mark.parametrize("views", [8, 1])
+def test_targets_are_the_output_and_made_once(small_set, teacher, views):
+    taught_set(small_set, teacher, 9 - views)  # those of the other number of views are other images
+    found = taught_set(small_set, teacher, views)
+    runner = ImageRunner(load_teacher(str(teacher)), device=CPU, scale=2, self_ensemble=views == 8)
     targets = {pair.name: cache_path(of.cache_root, pair.lr, found.teacher) for pair, of in found.images}
     for pair, _ in found.images:
         with torch.inference_mode():
@@ -50,7 +52,7 @@ def test_targets_are_the_self_ensembled_output_and_made_once(small_set, teacher,
     made = {path: path.stat().st_mtime_ns for path in targets.values()}
     ino = {path: path.stat().st_ino for path in targets.values()}
     next(iter(targets.values())).unlink()
-    taught_set(small_set, teacher)
+    taught_set(small_set, teacher, views)
     assert {path: path.stat().st_mtime_ns for path in targets.values()} == made
     assert sum(path.stat().st_ino != ino[path] for path in targets.values()) <= 1  # only the missing one is made
 
@@ -136,6 +138,7 @@ def test_mistakes_are_one_line(small_set, teacher, flags, message):
     ("flags", "message"),
     [
         (["--distill", "0.5"], "--distill 0.5 is the weight of a teacher: give its --teacher FILE"),
+        (["--teacher_views", "1"], "--teacher_views 1 is of a teacher: give its --teacher FILE"),
         (["--teacher", "x.pt", "--degradation", "bicubic+jpeg40"], "--teacher with --degradation bicubic+jpeg40"),
     ],
 )
