@@ -63,7 +63,11 @@ def teach(train_set: TrainSet, path: str, device: torch.device, *, views: int) -
     mine = train_set.images[distributed.rank() :: distributed.world_size()]
     missing = [each for each in mine if not is_fresh(*_files(*each, kind), facts["scale"])]
     if missing:
-        log.info("teacher: upscaling %d training images, once, %d times each", len(missing), views)
+        log.info(
+            "teacher: upscaling %d training images, once, %s",
+            len(missing),
+            "eight times each" if views == 8 else "without self-ensemble",
+        )
         _make(missing, kind, _runner(teacher, device, self_ensemble=views == 8))
     distributed.barrier()
     train_set.teacher = kind
