@@ -4,8 +4,16 @@
 #     bash scripts/train_release.sh 2 --data dataset/DIV2K        then 3 and 4, which start from x2's weights
 #
 # --data is a set in DIV2K's shape or a folder of HR images. benchmark/Kodak24 beside it is the validation set; Set5 and
-# Set14 are tested at the end too. It may be stopped at any moment, and resumes when it is started again. With a GPU it
-# trains in bf16, compiled, for days; without one, for hours. It overwrites the released files, which are in git.
+# Set14 are tested at the end too. Without a GPU there are three stages, each a run of its own, of hours:
+#
+#     plain         x2 only: plain kernels from scratch, small patches, Adam
+#     subimages     plain kernels, large patches of subimages at several sizes, Muon
+#     recalibrated  a short last stage with recalibrated kernels, at a low rate
+#
+# The released weights had --teacher CFGN_xSCALE.pt --teacher_views 1 --distill 10 too, from the second stage on. Give
+# that or other flags of main.py at the end; they go to every stage. With a GPU there is one stage, for days, with
+# recalibrated kernels, in bf16, compiled. It may be stopped at any moment, and resumes when it is started again. It
+# overwrites the released files, which are in git.
 set -euo pipefail
 refuse() {
     echo "error: $*" >&2
@@ -30,46 +38,72 @@ for set in "${sets[@]}"; do
     [ -d "$folder" ] || refuse "$folder: there is no such folder: docs/data.md says how to make it"
 done
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
-name="KRGN_x$scale" run="train_KRGN_x$scale"
+name="KRGN_x$scale"
 released="$ROOT/experiment/$name"
+images="$(dirname "$data")"
 cd "$ROOT/src"
 
-start=()
-if [ "$scale" != 2 ]; then
-    [ -f "$ROOT/experiment/KRGN_x2/model/model_best.pt" ] || refuse "x$scale starts from x2's weights: train 2 first"
-    start=(--pre_train KRGN_x2)
-fi
+run_of() { echo "train_KRGN_x${scale}_$1"; }
+
+# A stage: begun, or gone on with. Its name, its flags.
+train() {
+    stages+=("$1")
+    set -- --save "$(run_of "$1")" --scale "$scale" --dir_data "$images" "${@:2}"
+    "$PYTHON" -u main.py --model KRGN --data_test Kodak24 --schedule cosine --warmup 200 --ema 0.999 --skip_threshold 3 \
+        --test_every 1000 --save_every 1 --auto_resume "$@"
+}
+
+stages=() start=()
 if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     # The published recipe, but with a cosine schedule and averaged weights. Not tried yet: no GPU was available.
-    recipe=(--batch_size 64 --patch_size $((64 * scale)) --lr 5e-4 --epochs 300 --precision bf16 --compile --n_threads 8)
+    [ "$scale" = 2 ] || start=(--pre_train KRGN_x2)
+    train on_gpu ${start[@]+"${start[@]}"} --data_train "$(basename "$data")" --batch_size 64 --patch_size $((64 * scale)) \
+        --lr 5e-4 --epochs 300 --precision bf16 --compile --n_threads 8 "$@"
 else
-    # The released weights were made with this recipe: of batches of 4 and 8 and learning rates of 1e-3 and 2e-3 the best
-    # on Kodak24 x2 after the same 1,920 patches. Later trials found smaller patches better (docs/released.md).
-    epochs=([2]=10 [3]=5 [4]=5)
-    recipe=(--batch_size 4 --patch_size $((48 * scale)) --lr 1e-3 --epochs "${epochs[scale]}" --n_threads 1)
-fi
-if [ -f "$ROOT/experiment/$run/state.pt" ]; then
-    "$PYTHON" -u main.py --load "$run" "$@"
-else
-    set -- --scale "$scale" ${start[@]+"${start[@]}"} "${recipe[@]}" \
-        --dir_data "$(dirname "$data")" --data_train "$(basename "$data")" --save "$run" "$@"
-    "$PYTHON" -u main.py --model KRGN --data_test Kodak24 --schedule cosine --warmup 200 --ema 0.999 \
-        --test_every 1000 --save_every 1 "$@"
+    # The trials that chose these settings are in docs/released.md.
+    tiles="${data}_sub"
+    if [ ! -d "$tiles" ]; then
+        hr="$data"
+        for folder in "$data"/*_train_HR; do [ -d "$folder" ] && hr="$folder"; done
+        rm -rf "$tiles.making" # of a run that was stopped here
+        "$PYTHON" subimages.py --images "$hr" --out "$tiles.making"
+        mv "$tiles.making" "$tiles"
+    fi
+    if [ "$scale" = 2 ]; then
+        train plain --kernels plain --data_train "$(basename "$data")" --batch_size 16 --patch_size 48 --lr 1e-3 \
+            --epochs 80 --n_threads 1 "$@"
+        start=(--pre_train "../experiment/$(run_of plain)/model/model_best.pt")
+    else
+        start=(--pre_train ../experiment/KRGN_x2/export/KRGN_x2.pt)
+    fi
+    epochs=([2]=8 [3]=16 [4]=24)
+    train subimages --kernels plain "${start[@]}" --data_train "$(basename "$tiles")" --optimizer MUON --batch_size 4 \
+        --patch_size $((48 * scale)) --lr 1e-3 --epochs "${epochs[scale]}" --n_threads 1 "$@"
+    train recalibrated --recalibrate --basis trained --pre_train "../experiment/$(run_of subimages)/model/model_best.pt" \
+        --data_train "$(basename "$tiles")" --optimizer MUON --batch_size 4 --patch_size $((48 * scale)) --lr 5e-5 \
+        --epochs 1 --n_threads 1 "$@"
 fi
 
 echo "== testing, and writing the released files to $released"
 mkdir -p "$released/model"
-cp "$ROOT/experiment/$run"/{config.txt,log.txt,history.csv,curves.png} "$released"
-cp "$ROOT/experiment/$run/model/model_best.pt" "$released/model"
+rm -rf "$released/training"
+for stage in "${stages[@]}"; do
+    mkdir -p "$released/training/$stage"
+    cp "$ROOT/experiment/$(run_of "$stage")"/{config.txt,log.txt,history.csv,curves.png} "$released/training/$stage"
+done
+last="$ROOT/experiment/$(run_of "${stages[-1]}")"
+mv "$released/training/${stages[-1]}"/* "$released" # beside the weights, where a model card looks for them
+rmdir "$released/training/${stages[-1]}"
+cp "$last/model/model_best.pt" "$released/model"
 rm -f "$released"/test{,_chop}/log.txt # which tests append to
 "$PYTHON" export.py --pre_train "$name" --out "$released/export" --formats pt
-set -- --dir_data "$(dirname "$data")" --data_test "$(IFS=+ && echo "${sets[*]}")"
+set -- --dir_data "$images" --data_test "$(IFS=+ && echo "${sets[*]}")"
 "$PYTHON" main.py --test_only --pre_train "$name" --dir_experiment "$released" --save test "$@"
 "$PYTHON" main.py --test_only --pre_train "$name" --dir_experiment "$released" --save test_chop --chop "$@"
 "$PYTHON" compare.py bicubic "$name" --published --n_runs 0 --chop --out "$released/table" "$@"
 
 # Released files must not show the paths of the project, its data and the user's home.
 find "$released" -type f ! -name "*.pt" ! -name "*.safetensors" ! -name "*.png" | while read -r file; do
-    sed "s#$ROOT/##g; s#$(dirname "$data")#dataset#g; s#$HOME/#~/#g" "$file" >"$file.shortened"
+    sed "s#$ROOT/##g; s#$images#dataset#g; s#$HOME/#~/#g" "$file" >"$file.shortened"
     mv "$file.shortened" "$file"
 done
