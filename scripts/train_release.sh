@@ -102,8 +102,9 @@ set -- --dir_data "$images" --data_test "$(IFS=+ && echo "${sets[*]}")"
 "$PYTHON" main.py --test_only --pre_train "$name" --dir_experiment "$released" --save test_chop --chop "$@"
 "$PYTHON" compare.py bicubic "$name" --published --n_runs 0 --chop --out "$released/table" "$@"
 
-# Released files must not show the paths of the project, its data and the user's home.
+# Released files must not show the paths of the project, its data, the user's home, and where other files lie.
 find "$released" -type f ! -name "*.pt" ! -name "*.safetensors" ! -name "*.png" | while read -r file; do
-    sed "s#$ROOT/##g; s#$images#dataset#g; s#$HOME/#~/#g" "$file" >"$file.shortened"
+    sed "s#$ROOT/##g; s#$images#dataset#g; s#$HOME/#~/#g" "$file" \
+        | sed -E 's#(^|[ ,"])/([^ ,":]*/)+#\1#g' >"$file.shortened"
     mv "$file.shortened" "$file"
 done
