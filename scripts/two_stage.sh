@@ -20,7 +20,8 @@ fi
 if begun "$second"; then
     "$PYTHON" -u "$ROOT/src/main.py" --load "$second" "$@"
 else
+    # A tenth of the first stage's rate: trained networks diverged at 1e-4 and 5e-4 (docs/training.md).
     "$PYTHON" -u "$ROOT/src/main.py" --model KRGN --scale 4 --recalibrate --save "$second" \
         --pre_train "$ROOT/experiment/$plain/model/model_best.pt" \
-        --data_train DIV2K --data_test Set5 --batch_size 64 --patch_size 256 --lr 0.0005 --decay 200-400-600 --epochs 800 "$@"
+        --data_train DIV2K --data_test Set5 --batch_size 64 --patch_size 256 --lr 0.00005 --decay 200-400-600 --epochs 800 "$@"
 fi
