@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.image import list_images, read_image, write_png
+from data.image import list_images, read_image, write_out
 from data.parallel import for_each, usable_cores
 from runtime.errors import UserError, run
 from runtime.flags import Parser, number, path_flag, whole_number
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def cut(path: Path) -> None:
         for name, pixels in subimages(read_image(path), args.sizes, tile=args.tile, least=args.least):
-            save(out / f"{path.stem}_{name}.png", pixels)
+            write_out(out / f"{path.stem}_{name}.png", pixels)
 
     for_each(cut, paths, n_threads=usable_cores(), title="subimages")
     print(f"{out}: {len(list_images(out)):,} subimages of {len(paths):,} images")
@@ -121,20 +121,6 @@ def shrink(hr: np.ndarray, height: int, width: int) -> np.ndarray:
     image = Image.fromarray(hr[..., 0] if hr.shape[2] == 1 else hr)
     pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
     return pixels.reshape(height, width, -1)
-
-
-def save(path: Path, pixels: np.ndarray) -> None:
-    """Writes a subimage.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    try:
-        write_png(path, np.ascontiguousarray(pixels))
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}): free the disk or choose another --out"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPL
 from data.listing import scan
 from data.opening import check_room, opened, pillow, pillow_settings, silence
 from data.png import HEADER_BYTES, check_complete, decode_usual, png_chunks, png_header
-from runtime.errors import printable
+from runtime.errors import UserError, printable
 from runtime.files import atomic_path
 
 
@@ -174,6 +174,18 @@ def write_png(path: Path, pixels: np.ndarray, *, icc_profile: bytes = b"", exif:
     icc_profile = fitting_profile(icc_profile, pixels)
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG", icc_profile=icc_profile, exif=exif)
+
+
+def write_out(path: Path, pixels: np.ndarray) -> None:
+    """`write_png` of a picture below a command's --out.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    try:
+        write_png(path, pixels)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}): choose another --out") from None
 
 
 def fitting_profile(icc_profile: bytes, pixels: np.ndarray) -> bytes:

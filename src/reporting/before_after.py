@@ -10,7 +10,7 @@ from urllib.parse import quote
 import numpy as np
 
 from data.encode import to_8_bits
-from data.image import write_png
+from data.image import write_out
 from data.parallel import for_each
 from data.picture import Picture, read_picture
 from evaluation.pictures import bicubic
@@ -62,10 +62,7 @@ def _write_pictures(
     def write(kind: str, pixels: np.ndarray) -> str:
         # Numbers: names of pictures may hold what file systems or addresses do not take.
         name = f"images/{number:04}_{kind}.png"
-        try:
-            write_png(out / name, pixels)
-        except OSError as error:
-            raise UserError(f"{out / name}: cannot be written ({error.strerror}): choose another --out") from None
+        write_out(out / name, pixels)
         written.add(name)
         return quote(name)
 

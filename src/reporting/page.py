@@ -16,7 +16,7 @@ import numpy as np
 
 from data import usable_cores
 from data.folders import shortened
-from data.image import write_png
+from data.image import write_out
 from data.parallel import for_each
 from evaluation.metrics import rgb_to_y
 from reporting import figures  # before matplotlib, whose backend it chooses
@@ -35,7 +35,7 @@ from reporting.comparison import (
 )
 from reporting.output import list_pictures, listed_pictures
 from reporting.tables import as_html, paragraphs
-from runtime.errors import UserError, printable
+from runtime.errors import printable
 from runtime.files import write_bytes
 
 ERROR_MAX = 32  # gray levels of luma at the bright end of an error map; the same in all, so that maps compare
@@ -133,10 +133,7 @@ def _write_pictures(compared: Compared, set_name: str, image: str, scale: int, o
 
     def write(kind: str, pixels: np.ndarray) -> str:
         name = f"images/{set_name}/{shortened(image)}_x{scale}_{kind}.png"
-        try:
-            write_png(out / name, pixels)
-        except OSError as error:
-            raise UserError(f"{out / name}: cannot be written ({error.strerror}): choose another --out") from None
+        write_out(out / name, pixels)
         written.add(name)
         return quote(name)
 
