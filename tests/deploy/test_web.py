@@ -345,7 +345,8 @@ def computed(page) -> Image.Image:
         path.unlink()
     page.run("document.getElementById('download').click()")
     end = time.monotonic() + browser.TIMEOUT
-    while not (found := list(page.downloads.glob("*.png"))):
+    # Chromium makes an empty file of that name first, and moves the complete one there.
+    while not (found := [path for path in page.downloads.glob("*.png") if path.stat().st_size]):
         assert time.monotonic() < end, "nothing was downloaded"
         time.sleep(0.02)
     image = Image.open(io.BytesIO(found[0].read_bytes()))

@@ -56,9 +56,9 @@ OVERRIDES = (
     "--test_every 0 --momentum 0.5 --betas 0.5 0.9 --epsilon 1e-4 --weight_decay 0.1 --gclip 0.5 --release_memory",
 )
 # What another machine, file or package is needed for, or what is no part of how a run goes on.
-ELSEWHERE = {"n_GPUs", "compile", "perceptual", "vgg_weights", "distill", "cpu", "n_threads", "dir_data", "override"}
+ELSEWHERE = {"n_GPUs", "compile", "perceptual", "vgg_weights", "cpu", "n_threads", "dir_data", "override"}
 ELSEWHERE |= {"dir_demo", "dir_experiment", "save", "load", "auto_resume", "resume", "reset", "test_only", "epochs"}
-ELSEWHERE |= {"help"}
+ELSEWHERE |= {"help", "distill", "teacher_views"}
 
 
 @pytest.fixture

@@ -91,10 +91,14 @@ def test_training_learns_from_the_teacher_and_resumes_exactly(small_set, teacher
     assert not equal(weights(experiments / "alone"), weights(experiments / "whole"))
     assert re.search(r"teacher: upscaling 4 training images[^$]*its SR images of 4 images", capsys.readouterr().out)
 
-    # The weight may change; the teacher may not.
+    # The weight and the views may change; the teacher may not.
     goes_on = ("--load", "small", "--epochs", "3", "--dir_experiment", experiments)
     launch(*goes_on, "--distill", "0", "--override", "distill")
     assert float(history(experiments / "small")[-1]["teacher"]) == 0
+    goes_on = ("--load", "small", "--epochs", "4", "--dir_experiment", experiments)
+    capsys.readouterr()
+    launch(*goes_on, "--teacher_views", "1", "--override", "teacher_views")
+    assert "without self-ensemble" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--teacher \S+other\.pt, but --load small was started with"):
         launch(*goes_on, "--teacher", teacher.with_name("other.pt"))
 
