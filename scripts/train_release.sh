@@ -10,10 +10,9 @@
 #     subimages     plain kernels, large patches of subimages at several sizes, Muon
 #     recalibrated  a short last stage with recalibrated kernels, at a low rate
 #
-# The released weights had --teacher CFGN_xSCALE.pt --teacher_views 1 --distill 10 too, from the second stage on. Give
-# that or other flags of main.py at the end; they go to every stage. With a GPU there is one stage, for days, with
-# recalibrated kernels, in bf16, compiled. It may be stopped at any moment, and resumes when it is started again. It
-# overwrites the released files, which are in git.
+# x3 and x4 had a teacher too: --teacher CFGN_xSCALE.pt --teacher_views 1 --distill 10. Give that, or other flags of main.py,
+# at the end; they go to every stage. With a GPU there is one stage, for days, with recalibrated kernels, in bf16, compiled.
+# It may be stopped at any moment, and resumes when it is started again. It overwrites the released files, which are in git.
 set -euo pipefail
 refuse() {
     echo "error: $*" >&2
@@ -60,7 +59,7 @@ if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
     train on_gpu ${start[@]+"${start[@]}"} --data_train "$(basename "$data")" --batch_size 64 --patch_size $((64 * scale)) \
         --lr 5e-4 --epochs 300 --precision bf16 --compile --n_threads 8 "$@"
 else
-    # The trials that chose these settings are in docs/released.md.
+    # docs/released.md has what was really run, with detours, and the trials that chose these settings.
     tiles="${data}_sub"
     if [ ! -d "$tiles" ]; then
         hr="$data"
@@ -76,7 +75,7 @@ else
     else
         start=(--pre_train ../experiment/KRGN_x2/export/KRGN_x2.pt)
     fi
-    epochs=([2]=8 [3]=16 [4]=24)
+    epochs=([2]=5 [3]=7 [4]=22)
     train subimages --kernels plain "${start[@]}" --data_train "$(basename "$tiles")" --optimizer MUON --batch_size 4 \
         --patch_size $((48 * scale)) --lr 1e-3 --epochs "${epochs[scale]}" --n_threads 1 "$@"
     train recalibrated --recalibrate --basis trained --pre_train "../experiment/$(run_of subimages)/model/model_best.pt" \
