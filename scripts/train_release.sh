@@ -49,7 +49,7 @@ train() {
     stages+=("$1")
     set -- --save "$(run_of "$1")" --scale "$scale" --dir_data "$images" "${@:2}"
     "$PYTHON" -u main.py --model KRGN --data_test Kodak24 --schedule cosine --warmup 200 --ema 0.999 --skip_threshold 3 \
-        --test_every 1000 --save_every 1 --auto_resume "$@"
+        --save_every 1 --auto_resume "$@"
 }
 
 stages=() start=()
@@ -57,7 +57,7 @@ if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
     # The published recipe, but with a cosine schedule and averaged weights. Not tried yet: no GPU was available.
     [ "$scale" = 2 ] || start=(--pre_train KRGN_x2)
     train on_gpu ${start[@]+"${start[@]}"} --data_train "$(basename "$data")" --batch_size 64 --patch_size $((64 * scale)) \
-        --lr 5e-4 --epochs 300 --precision bf16 --compile --n_threads 8 "$@"
+        --lr 5e-4 --epochs 300 --test_every 1000 --precision bf16 --compile --n_threads 8 "$@"
 else
     # docs/released.md has what was really run, with detours, and the trials that chose these settings.
     tiles="${data}_sub"
@@ -70,17 +70,17 @@ else
     fi
     if [ "$scale" = 2 ]; then
         train plain --kernels plain --data_train "$(basename "$data")" --batch_size 16 --patch_size 48 --lr 1e-3 \
-            --epochs 80 --n_threads 1 "$@"
+            --epochs 80 --test_every 1000 --n_threads 1 "$@"
         start=(--pre_train "../experiment/$(run_of plain)/model/model_best.pt")
     else
         start=(--pre_train ../experiment/KRGN_x2/export/KRGN_x2.pt)
     fi
     epochs=([2]=5 [3]=7 [4]=22)
     train subimages --kernels plain "${start[@]}" --data_train "$(basename "$tiles")" --optimizer MUON --batch_size 4 \
-        --patch_size $((48 * scale)) --lr 1e-3 --epochs "${epochs[scale]}" --n_threads 1 "$@"
+        --patch_size $((48 * scale)) --lr 1e-3 --epochs "${epochs[scale]}" --test_every 1000 --n_threads 1 "$@"
     train recalibrated --recalibrate --basis trained --pre_train "../experiment/$(run_of subimages)/model/model_best.pt" \
         --data_train "$(basename "$tiles")" --optimizer MUON --batch_size 4 --patch_size $((48 * scale)) --lr 5e-5 \
-        --epochs 1 --n_threads 1 "$@"
+        --epochs 4 --test_every 250 --n_threads 1 "$@"
 fi
 
 echo "== testing, and writing the released files to $released"

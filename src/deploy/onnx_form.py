@@ -5,6 +5,7 @@ import io
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,12 +57,28 @@ def write_onnx_fp16(network: nn.Module, path: Path, context: ExportContext) -> N
     """Writes ONNX with weights and arithmetic in float16; input, output and the attention's statistics stay float32."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     write_onnx(network, path, context)
-    # Squares of features and their sums overflow float16.
+    model = onnx.load(path)
     float32_operators = ["ReduceMean", "GlobalAveragePool", "Pow", "Sqrt"]
-    model = convert_float_to_float16(onnx.load(path), keep_io_types=True, op_block_list=float32_operators)
-    onnx.save(model, path)
+    model = convert_float_to_float16(
+        model, keep_io_types=True, op_block_list=float32_operators, node_block_list=_squares(model.graph)
+    )
+    mixed = OnnxModel(model)
+    mixed.remove_cascaded_cast_nodes()  # else float32 operators hand their results to each other in float16
+    onnx.save(mixed.model, path)
+
+
+def _squares(graph: Any) -> list[str]:
+    """The names of the nodes of an ONNX graph that compute deviations and their squares, which overflow float16."""
+    made_by = {output: node for node in graph.node for output in node.output}
+    names = []
+    for mean in (node for node in graph.node if node.op_type == "ReduceMean"):
+        square = made_by.get(mean.input[0])
+        if square is not None and square.op_type == "Mul" and square.input[0] == square.input[1]:
+            names += [square.name, made_by[square.input[0]].name]
+    return names
 
 
 def write_onnx_int8(network: nn.Module, path: Path, context: ExportContext) -> None:

@@ -55,7 +55,7 @@ def curves(history: list[dict]) -> dict[str, bytes]:
         axes[1].legend(frameon=False)
     for axis in axes:
         axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     return {form: rendered(figure, form) for form in ("png", "pdf")}

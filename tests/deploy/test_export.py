@@ -341,6 +341,22 @@ def test_mean_shifts_and_moments_of_the_deployed_copy(trained):
     assert "exact" in mean_shift_notes(network)[0]
 
 
+def test_float16_has_variances_that_float16_cannot_hold(tmp_path):
+    """Squares of features and variances above 65504 are infinite in float16."""
+    torch.manual_seed(1)
+    network = randomise(KRGN(**SHAPE, recalibrated=False), 0.1).eval()
+    image = torch.rand(1, 3, 24, 20) * 255
+    variances = []
+    network.body[0].conv1x1_act.register_forward_hook(lambda _, __, out: variances.append(out.var(dim=(2, 3))))
+    with torch.no_grad():
+        network.body[0].conv1x1_act[0].weight *= 100
+        expected = network(image).numpy()
+    assert variances[0].max() > torch.finfo(torch.float16).max
+    formats.FORMATS["onnx-fp16"].write(network, tmp_path / "x.onnx", ExportContext(image))
+    found = formats.FORMATS["onnx-fp16"].read(tmp_path / "x.onnx", {})(image.numpy())
+    assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
+
+
 def test_krgn_without_prelu_is_the_same_function_and_large_slopes_stay():
     torch.manual_seed(1)
     network = KRGN(scale=2, n_feats=8, n_resgroups=1, recalibrated=False).double().eval()
