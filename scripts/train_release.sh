@@ -4,15 +4,16 @@
 #     bash scripts/train_release.sh 2 --data dataset/DIV2K        then 3 and 4, which start from x2's weights
 #
 # --data is a set in DIV2K's shape or a folder of HR images. benchmark/Kodak24 beside it is the validation set; Set5 and
-# Set14 are tested at the end too. Without a GPU there are three stages, each a run of its own, of hours:
+# Set14 are tested at the end too. Without a GPU there are up to three stages, each a run of hours:
 #
 #     plain         x2 only: plain kernels from scratch, small patches, Adam
 #     subimages     plain kernels, large patches of subimages at several sizes, Muon
 #     recalibrated  a short last stage with recalibrated kernels, at a low rate
 #
-# x3 and x4 had a teacher too: --teacher CFGN_xSCALE.pt --teacher_views 1 --distill 10. Give that, or other flags of main.py,
-# at the end; they go to every stage. With a GPU there is one stage, for days, with recalibrated kernels, in bf16, compiled.
-# It may be stopped at any moment, and resumes when it is started again. It overwrites the released files, which are in git.
+# x3 and x4 had a teacher too: --teacher /path/to/CFGN_xSCALE.pt --teacher_views 1 --distill 10. Give that, or other flags of
+# main.py, at the end, with absolute paths, but no --lr and no --epochs: they go to every stage. With a GPU there is one stage,
+# for days, with recalibrated kernels, compiled. It may be stopped at any moment, and resumes when it is started again. It
+# overwrites the released files, which are in git.
 set -euo pipefail
 refuse() {
     echo "error: $*" >&2
@@ -49,7 +50,7 @@ train() {
     stages+=("$1")
     set -- --save "$(run_of "$1")" --scale "$scale" --dir_data "$images" "${@:2}"
     "$PYTHON" -u main.py --model KRGN --data_test Kodak24 --schedule cosine --warmup 200 --ema 0.999 --skip_threshold 3 \
-        --save_every 1 --auto_resume "$@"
+        --precision auto --save_every 1 --auto_resume "$@"
 }
 
 stages=() start=()
@@ -57,7 +58,7 @@ if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
     # The published recipe, but with a cosine schedule and averaged weights. Not tried yet: no GPU was available.
     [ "$scale" = 2 ] || start=(--pre_train KRGN_x2)
     train on_gpu ${start[@]+"${start[@]}"} --data_train "$(basename "$data")" --batch_size 64 --patch_size $((64 * scale)) \
-        --lr 5e-4 --epochs 300 --test_every 1000 --precision bf16 --compile --n_threads 8 "$@"
+        --lr 5e-4 --epochs 300 --test_every 1000 --compile --n_threads 8 "$@"
 else
     # docs/released.md has what was really run, with detours, and the trials that chose these settings.
     tiles="${data}_sub"
@@ -88,17 +89,19 @@ mkdir -p "$released/model"
 rm -rf "$released/training"
 for stage in "${stages[@]}"; do
     mkdir -p "$released/training/$stage"
-    cp "$ROOT/experiment/$(run_of "$stage")"/{config.txt,log.txt,history.csv,curves.png} "$released/training/$stage"
+    run="$ROOT/experiment/$(run_of "$stage")"
+    cp "$run"/{config.txt,log.txt,history.csv} "$released/training/$stage"
+    [ ! -f "$run/curves.png" ] || cp "$run/curves.png" "$released/training/$stage"
 done
 last="$ROOT/experiment/$(run_of "${stages[-1]}")"
 mv "$released/training/${stages[-1]}"/* "$released" # beside the weights, where a model card looks for them
 rmdir "$released/training/${stages[-1]}"
 cp "$last/model/model_best.pt" "$released/model"
 rm -f "$released"/test{,_chop}/log.txt # which tests append to
-"$PYTHON" export.py --pre_train "$name" --out "$released/export" --formats pt
 set -- --dir_data "$images" --data_test "$(IFS=+ && echo "${sets[*]}")"
 "$PYTHON" main.py --test_only --pre_train "$name" --dir_experiment "$released" --save test "$@"
 "$PYTHON" main.py --test_only --pre_train "$name" --dir_experiment "$released" --save test_chop --chop "$@"
+"$PYTHON" export.py --pre_train "$name" --out "$released/export" --formats pt # after the tests, whose scores it quotes
 "$PYTHON" compare.py bicubic "$name" --published --n_runs 0 --chop --out "$released/table" "$@"
 
 # Released files must not show the paths of the project, its data, the user's home, and where other files lie.

@@ -84,7 +84,7 @@ def test_the_files_are_what_they_say(scale):
         for name, facts in file["files"].items():
             assert digest(folder(scale) / "export" / name) == facts["sha256"]
     files = [path for path in folder(scale).rglob("*") if path.is_file() and path.name != "state.pt"]
-    assert {"config.txt", "log.txt", "history.csv", "curves.png"} <= {path.name for path in files}
+    assert {"config.txt", "log.txt", "history.csv"} <= {path.name for path in files}
     for path in files:
         assert path.stat().st_size < LIMIT, path
         if path.suffix in (".txt", ".csv", ".json", ".md", ".tex"):
@@ -94,11 +94,13 @@ def test_the_files_are_what_they_say(scale):
 
 @SCALES
 def test_the_pages_say_what_the_logs_say(scale):
+    card = (folder(scale) / "export/README.md").read_text()
     for how, test in (("whole images", "test"), ("`--chop`", "test_chop")):
         log = (folder(scale) / test / "log.txt").read_text()
         found = {name: scores(folder(scale) / test / f"scores-{name}.csv") for name in SETS}
         for name, (psnr, ssim) in found.items():
             assert f"{name} x{scale}: PSNR {psnr} dB, SSIM {ssim}" in log
+            assert f"| {name} x{scale} | {psnr} | {ssim} |" in card
         cells = " | ".join(f"{psnr} / {ssim}" for psnr, ssim in found.values())
         assert f"| x{scale} | **KRGN_x{scale}** | measured, {how} | {cells} |" in RELEASED
         if test == "test":

@@ -337,6 +337,8 @@ def _training(facts: ModelFacts) -> str:
         on = f" on {sets}" if sets and "+" not in sets else ""  # of several, the first with HR images
         best = f", PSNR {psnr:.3f} dB in validation{on}" if isinstance(psnr, int | float) else ""
         lines.append(f"- weights: {facts.checkpoint.get('weights', 'raw')}, of epoch {facts.checkpoint['epoch']}{best}")
+    if facts.recipe.get("pre_train"):
+        lines.append("- this run was the last of several: it began with the weights of `--pre_train`")
     if facts.recipe:
         lines += ["", "| flag of `main.py` | value |", "|---|---|"]
         lines += [f"| `--{flag}` | {value} |" for flag, value in facts.recipe.items()]

@@ -77,7 +77,7 @@ def _squares(graph: Any) -> list[str]:
     for mean in (node for node in graph.node if node.op_type == "ReduceMean"):
         square = made_by.get(mean.input[0])
         if square is not None and square.op_type == "Mul" and square.input[0] == square.input[1]:
-            names += [square.name, made_by[square.input[0]].name]
+            names += [node.name for node in (square, made_by.get(square.input[0])) if node is not None]
     return names
 
 
