@@ -95,6 +95,7 @@ def test_the_files_are_what_they_say(scale):
 @SCALES
 def test_the_pages_say_what_the_logs_say(scale):
     card = (folder(scale) / "export/README.md").read_text()
+    assert "this run was the last of several" in card
     for how, test in (("whole images", "test"), ("`--chop`", "test_chop")):
         log = (folder(scale) / test / "log.txt").read_text()
         found = {name: scores(folder(scale) / test / f"scores-{name}.csv") for name in SETS}
