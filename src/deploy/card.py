@@ -295,6 +295,7 @@ def _use(facts: ModelFacts) -> str:
     lines = [
         "import krgn, numpy as np  # pip install . in the framework's repository",
         "from PIL import Image",
+        "",
         f'network = krgn.load("{facts.stem}.safetensors")',
         f"image = {image}",
         f'Image.fromarray({big}).save("photo_x{shape["scale"]}.png")',
