@@ -84,7 +84,7 @@ def test_the_files_are_what_they_say(scale):
         for name, facts in file["files"].items():
             assert digest(folder(scale) / "export" / name) == facts["sha256"]
     files = [path for path in folder(scale).rglob("*") if path.is_file() and path.name != "state.pt"]
-    assert {"config.txt", "log.txt", "history.csv"} <= {path.name for path in files}
+    assert {"config.txt", "log.txt", "history.csv", "curves.png"} <= {path.name for path in files}
     for path in files:
         assert path.stat().st_size < LIMIT, path
         if path.suffix in (".txt", ".csv", ".json", ".md", ".tex"):

@@ -109,7 +109,7 @@ def _page(network: nn.Module, path: Path) -> str:
 
 
 def store_weights_in_float16(path: Path, network: nn.Module, context: ExportContext) -> None:
-    """Stores the kernels of an ONNX file in float16, 1.6 MB of 4.0 for KRGN_x4, and drops what only debuggers read.
+    """Stores the kernels of an ONNX file in float16, two fifths of its size, and drops what only debuggers read.
 
     Every kernel is cast to float32 when the file is loaded, so all arithmetic stays in float32. The kernels stay in
     float32 if the outputs for the context's example change by more than `LARGEST_ROUNDING`.
