@@ -30,7 +30,7 @@ from runtime.flags import (
 )
 
 SPANDREL = "spandrel"  # any network that the package of this name reads off a file
-MODELS = NETWORKS | {SPANDREL: {}}  # which flags describe each network, with its defaults where none is given
+MODEL_FLAGS = NETWORKS | {SPANDREL: {}}  # which flags describe each network, with its defaults where none is given
 _NETWORK = ("n_feats", "n_resgroups", "n_resblocks", "groups", "dilation", "act", "res_scale", "reduction", "kernels")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "none")
 OPTIMIZERS = ("ADAM", "SGD", "RMSprop", "ADAMW", "MUON")
@@ -61,7 +61,7 @@ class Options(argparse.Namespace):
 
     def with_model(self, name: str) -> "Options":
         """A copy for another network, with its defaults for flags that were not given; not checked."""
-        defaults = {flag: value for flag, value in MODELS[name].items() if flag not in self.given}
+        defaults = {flag: value for flag, value in MODEL_FLAGS[name].items() if flag not in self.given}
         return Options(self.values() | {"model": name} | defaults, self.given)
 
     def replace(self, given: frozenset[str] | None = None, **changes) -> "Options":
@@ -370,8 +370,8 @@ def _data_flags(add) -> None:
 
 
 def _model_flags(add) -> None:
-    add("--model", type=one_of(tuple(MODELS)), default="KRGN", metavar="NAME",
-        help=f"one of {', '.join(MODELS)}; with spandrel, --test_only tests any file that the package spandrel recognises (default: the network of --pre_train, else KRGN)")
+    add("--model", type=one_of(tuple(MODEL_FLAGS)), default="KRGN", metavar="NAME",
+        help=f"one of {', '.join(MODEL_FLAGS)}; with spandrel, --test_only tests any file that the package spandrel recognises (default: the network of --pre_train, else KRGN)")
     add("--pre_train", type=weights_file, default="", metavar="FILE",
         help="weights to start from or to test: a file, from which size, groups and kernels are read, or the name of a released network, as in KRGN_x4")
     add("--n_feats", type=whole_number(1, 4096), default=64, metavar="N", help="feature channels (default 64)")
@@ -511,8 +511,8 @@ def _check_values(options: Options) -> None:
         fits = f"{low} or {low + options.scale}" if low else f"{options.scale}"
         raise OptionError(f"--patch_size {options.patch_size} is no multiple of --scale {options.scale}: use {fits}")
     for flag in _NETWORK:
-        if flag in options.given and flag not in MODELS[options.model]:
-            there = ", ".join(f"--{there}" for there in MODELS[options.model]) or "none, the file says all"
+        if flag in options.given and flag not in MODEL_FLAGS[options.model]:
+            there = ", ".join(f"--{there}" for there in MODEL_FLAGS[options.model]) or "none, the file says all"
             raise OptionError(f"--{flag} is no flag of --model {options.model}: drop it (it has {there})")
     if options.model in ("EDSR", "RCAN") and options.scale != 3 and options.scale & (options.scale - 1):
         raise OptionError(f"--scale {options.scale}: {options.model} upscales by 3 or a power of 2: give one of them")
@@ -520,7 +520,7 @@ def _check_values(options: Options) -> None:
         raise OptionError(
             f"--reduction {options.reduction} leaves none of --n_feats {options.n_feats} channels: lower it"
         )
-    if "groups" in MODELS[options.model] and options.groups and options.n_feats % options.groups:
+    if "groups" in MODEL_FLAGS[options.model] and options.groups and options.n_feats % options.groups:
         raise OptionError(
             f"--n_feats {options.n_feats} is not divisible by --groups {options.groups}: "
             "change one of them, or use --groups 0 for depth-wise kernels"
