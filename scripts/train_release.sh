@@ -4,10 +4,11 @@
 #     bash scripts/train_release.sh 2 --data dataset/DIV2K        then 3 and 4, which start from x2's weights
 #
 # --data is a set in DIV2K's shape or a folder of HR images. benchmark/Kodak24 beside it is the validation set; Set5 and
-# Set14 are tested at the end too. Without a GPU there are up to three stages, each a run of hours:
+# Set14 are tested at the end too. Without a GPU there are two or three stages, runs of hours:
 #
 #     plain         x2 only: plain kernels from scratch, small patches, Adam
 #     subimages     plain kernels, large patches of subimages at several sizes, Muon
+#     mse           x4 only: the same with MSE for L1
 #     recalibrated  a short last stage with recalibrated kernels, at a low rate
 #
 # x3 and x4 had a teacher too: --teacher /path/to/CFGN_xSCALE.pt --teacher_views 1 --distill 10. Give that, or other flags of
@@ -76,12 +77,17 @@ else
     else
         start=(--pre_train ../experiment/KRGN_x2/export/KRGN_x2.pt)
     fi
-    epochs=([2]=5 [3]=7 [4]=22)
-    train subimages --kernels plain "${start[@]}" --data_train "$(basename "$tiles")" --optimizer MUON --batch_size 4 \
-        --patch_size $((48 * scale)) --lr 1e-3 --epochs "${epochs[scale]}" --test_every 1000 --n_threads 1 "$@"
-    train recalibrated --recalibrate --basis trained --pre_train "../experiment/$(run_of subimages)/model/model_best.pt" \
-        --data_train "$(basename "$tiles")" --optimizer MUON --batch_size 4 --patch_size $((48 * scale)) --lr 5e-5 \
-        --epochs 4 --test_every 250 --n_threads 1 "$@"
+    on_tiles() { # a stage on subimages, from the best weights of the one before: its name, its flags
+        train "$1" "${start[@]}" --data_train "$(basename "$tiles")" --optimizer MUON --batch_size 4 \
+            --patch_size $((48 * scale)) --test_every 1000 --n_threads 1 "${@:2}"
+        start=(--pre_train "../experiment/$(run_of "$1")/model/model_best.pt")
+    }
+    lr=([2]=1e-3 [3]=1e-3 [4]=2e-3) epochs=([2]=5 [3]=7 [4]=40)
+    on_tiles subimages --kernels plain --lr "${lr[scale]}" --epochs "${epochs[scale]}" "$@"
+    if [ "$scale" = 4 ]; then # batches differ more in MSE than in L1: a threshold of 3 skips hard ones that are sound
+        on_tiles mse --kernels plain --loss 1*MSE --skip_threshold 10 --lr 5e-4 --epochs 5 "$@"
+    fi
+    on_tiles recalibrated --recalibrate --basis trained --lr 5e-5 --epochs 1 "$@"
 fi
 
 echo "== testing, and writing the released files to $released"
