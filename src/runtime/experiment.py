@@ -39,13 +39,13 @@ log = logging.getLogger("krgn")
 
 _MARKER, _LOCK = ".experiment", ".lock"
 LOCK_WAIT = 60  # seconds that --auto_resume waits for a process that still trains in the folder
-_OURS = (
+_OURS = (  # what --reset deletes; the marker stays, for the run that follows
     "config.txt", "config_test.txt", "run.json", "log.txt", "history.csv", "skipped.csv", "curves.png", "curves.pdf",
     "state.pt", "scores-*.csv", "scores-*.json",
     "model/model_latest.pt", "model/model_best.pt", "model/model_[0-9]*.pt", "model/state_[0-9]*.pt",
     "model/model_latest.safetensors", "model/model_best.safetensors", "model/model_[0-9]*.safetensors",
     "results-*/*_x[0-9]*_[SLH]R.png", "tensorboard/events.out.tfevents.*",
-    "wandb/offline-run-*/**/*", "wandb/run-*/**/*", "wandb/latest-run", "wandb/debug*.log", _MARKER,
+    "wandb/offline-run-*/**/*", "wandb/run-*/**/*", "wandb/latest-run", "wandb/debug*.log",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ them all, the latest last:
        "data": {"training": [{"set": "DIV2K", "images": 800, "bytes": 3552384120, "digest": "sha256..."}], "test": []},
        "started": "2026-11-28T19:18:12+00:00",
        "from": {"epoch": 0, "batch": 0}, "to": {"epoch": 2, "batch": 0},
-       "wall seconds": 12.3, "end": "complete"
+       "wall seconds": 12.345, "end": "complete"
       }
      ]
     }
@@ -225,7 +225,7 @@ class RunRecord:
     def _write(self) -> None:
         if not self._readable:
             return
-        self._session["wall seconds"] = round(time.monotonic() - self._begun, 1)
+        self._session["wall seconds"] = round(time.monotonic() - self._begun, 3)
         content = {"format": FORMAT, "version": VERSION, "id": self.id, "sessions": [*self._sessions, self._session]}
         try:
             write_bytes(self.path, (json.dumps(content, indent=1) + "\n").encode())

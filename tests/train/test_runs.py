@@ -136,6 +136,17 @@ def test_a_disk_that_fills_ends_the_board_and_not_the_training(small_set, monkey
     assert len(history(small_set.parent / "experiment/small")) == 2
 
 
+def test_reset_again(small_set):
+    """A run that `--reset` began says, as every run, that its folder may be deleted."""
+    folder = small_set.parent / "experiment/small"
+    launch(*small_run(small_set, "--epochs", "1", "--reset"))
+    (folder / "notes.txt").write_text("mine")
+    (folder / "state.pt").unlink()  # as if killed before its first state
+    launch(*small_run(small_set, "--epochs", "1", "--reset"))
+    assert len(history(folder)) == 1
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
 def test_a_board_that_cannot_begin(small_set, capfd):
     folder = small_set.parent / "experiment/small"
     folder.mkdir(parents=True)
