@@ -46,21 +46,23 @@ cd "$ROOT/src"
 
 run_of() { echo "train_KRGN_x${scale}_$1"; }
 
-# A stage: begun, or gone on with. Its name, its flags.
+# A stage: begun, or gone on with, from the best weights of the one before. Its name, its flags.
+stages=() start=()
 train() {
-    stages+=("$1")
-    set -- --save "$(run_of "$1")" --scale "$scale" --dir_data "$images" "${@:2}"
     "$PYTHON" -u main.py --model KRGN --data_test Kodak24 --schedule cosine --warmup 200 --ema 0.999 --skip_threshold 3 \
-        --precision auto --save_every 1 --auto_resume "$@"
+        --precision auto --save_every 1 --auto_resume --save "$(run_of "$1")" --scale "$scale" --dir_data "$images" \
+        ${start[@]+"${start[@]}"} "${@:2}"
+    stages+=("$1")
+    start=(--pre_train "../experiment/$(run_of "$1")/model/model_best.pt")
 }
 
-stages=() start=()
 if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     # The published recipe, but with a cosine schedule and averaged weights. Not tried yet: no GPU was available.
     [ "$scale" = 2 ] || start=(--pre_train KRGN_x2)
-    train on_gpu ${start[@]+"${start[@]}"} --data_train "$(basename "$data")" --batch_size 64 --patch_size $((64 * scale)) \
+    train on_gpu --data_train "$(basename "$data")" --batch_size 64 --patch_size $((64 * scale)) \
         --lr 5e-4 --epochs 300 --test_every 1000 --compile --n_threads 8 "$@"
 else
+    [ "$scale" = 2 ] || start=(--pre_train ../experiment/KRGN_x2/export/KRGN_x2.pt)
     # docs/released.md has what was really run, with detours, and the trials that chose these settings.
     tiles="${data}_sub"
     if [ ! -d "$tiles" ]; then
@@ -73,14 +75,10 @@ else
     if [ "$scale" = 2 ]; then
         train plain --kernels plain --data_train "$(basename "$data")" --batch_size 16 --patch_size 48 --lr 1e-3 \
             --epochs 80 --test_every 1000 --n_threads 1 "$@"
-        start=(--pre_train "../experiment/$(run_of plain)/model/model_best.pt")
-    else
-        start=(--pre_train ../experiment/KRGN_x2/export/KRGN_x2.pt)
     fi
-    on_tiles() { # a stage on subimages, from the best weights of the one before: its name, its flags
-        train "$1" "${start[@]}" --data_train "$(basename "$tiles")" --optimizer MUON --batch_size 4 \
-            --patch_size $((48 * scale)) --test_every 1000 --n_threads 1 "${@:2}"
-        start=(--pre_train "../experiment/$(run_of "$1")/model/model_best.pt")
+    on_tiles() { # a stage on subimages: its name, its flags
+        train "$1" --data_train "$(basename "$tiles")" --optimizer MUON --batch_size 4 --patch_size $((48 * scale)) \
+            --test_every 1000 --n_threads 1 "${@:2}"
     }
     lr=([2]=1e-3 [3]=1e-3 [4]=2e-3) epochs=([2]=5 [3]=7 [4]=40)
     on_tiles subimages --kernels plain --lr "${lr[scale]}" --epochs "${epochs[scale]}" "$@"
