@@ -180,6 +180,15 @@ def test_curves_of_sets_that_came_and_went():
     assert all(figures.curves(rows).values())
 
 
+@pytest.mark.curves
+def test_curves_write_scores_that_hardly_differ_in_full(monkeypatch):
+    monkeypatch.setattr(figures, "rendered", lambda figure, _: figure)
+    figure = figures.curves([{"epoch": n, "loss": 5.0, "A PSNR": 29.02 + n / 1000} for n in range(1, 6)])["png"]
+    figure.draw_without_rendering()
+    assert not any(axis.yaxis.get_offset_text().get_text() for axis in figure.axes)
+    assert "29.022" in [label.get_text()[:6] for label in figure.axes[1].get_yticklabels()]
+
+
 # --- one process trains in a folder ---
 
 
