@@ -49,11 +49,12 @@ run_of() { echo "train_KRGN_x${scale}_$1"; }
 # A stage: begun, or gone on with, from the best weights of the one before. Its name, its flags.
 stages=() start=()
 train() {
+    local stage="$1"
+    set -- --save "$(run_of "$stage")" --scale "$scale" --dir_data "$images" ${start[@]+"${start[@]}"} "${@:2}"
     "$PYTHON" -u main.py --model KRGN --data_test Kodak24 --schedule cosine --warmup 200 --ema 0.999 --skip_threshold 3 \
-        --precision auto --save_every 1 --auto_resume --save "$(run_of "$1")" --scale "$scale" --dir_data "$images" \
-        ${start[@]+"${start[@]}"} "${@:2}"
-    stages+=("$1")
-    start=(--pre_train "../experiment/$(run_of "$1")/model/model_best.pt")
+        --precision auto --save_every 1 --auto_resume "$@"
+    stages+=("$stage")
+    start=(--pre_train "../experiment/$(run_of "$stage")/model/model_best.pt")
 }
 
 if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
